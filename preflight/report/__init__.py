@@ -1,0 +1,1 @@
+"""How results are shown: text as they come; JSON, JUnit and one-liners from one document."""
