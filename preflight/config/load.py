@@ -1,0 +1,113 @@
+"""A config by its name or its TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from preflight.config.builtin import BUILTIN_CONFIGS, DEFAULT_CONFIG
+from preflight.config.convert import merge, parse_assignments
+from preflight.config.schema import TrainConfig
+from preflight.errors import UsageError
+from preflight.suggest import unknown
+
+
+def load_config(name: str, assignments: Iterable[str] = ()) -> TrainConfig:
+    """Finds a config and applies the overrides.
+
+    Args:
+        name: A built-in config's name, or the path of a TOML run file.
+        assignments: `KEY=VALUE` overrides with dotted keys.
+
+    Raises:
+        UsageError: An unknown name or key, a broken or unreadable file, or a value of the wrong type or range.
+    """
+    if name.endswith(".toml") or "/" in name:
+        config = _load_file(Path(name))
+    elif name in BUILTIN_CONFIGS:
+        config = BUILTIN_CONFIGS[name]
+    else:
+        message, hint = unknown("config", name, BUILTIN_CONFIGS)
+        raise UsageError(message, f"{hint}; or the path of a TOML run file")
+    config = merge(config, parse_assignments(assignments), where="--set", base_dir=Path.cwd())
+    validate(config)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        UsageError: The file is missing, unreadable, not text or broken; names the file and the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", "a run file is a TOML file; see examples/g1.toml") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a text file in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def _load_file(path: Path) -> TrainConfig:
+    values = read_toml(path)
+    base_name = values.pop("base", DEFAULT_CONFIG)
+    if base_name not in BUILTIN_CONFIGS:
+        message, hint = unknown("base", str(base_name), BUILTIN_CONFIGS)
+        raise UsageError(f"{path}: {message}", hint)
+    base = dataclasses.replace(BUILTIN_CONFIGS[base_name], name=path.stem)
+    data = values.get("data", {})
+    if isinstance(data, dict) and {"root", "repo_id"} & data.keys():
+        # Another dataset has other cameras and other dimensions: the base's would be wrong without a word.
+        base = dataclasses.replace(base, data=dataclasses.replace(base.data, cameras={}, delta_actions=()))
+    # Not resolved through links: messages should show the path as the user knows it.
+    return merge(base, values, where=str(path), base_dir=path.parent.absolute())
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuses values that no run can start with; what a run merely should not do is a check's matter.
+
+    Raises:
+        UsageError: Names the first such value.
+    """
+    model, schedule = config.model, config.lr_schedule
+    for name, value, least in (
+        ("batch_size", config.batch_size, 1),
+        ("num_workers", config.num_workers, 0),
+        ("num_train_steps", config.num_train_steps, 1),
+        ("log_interval", config.log_interval, 1),
+        ("save_interval", config.save_interval, 1),
+        ("keep_period", 1 if config.keep_period is None else config.keep_period, 1),
+        ("seed", config.seed, 0),
+        ("model.action_dim", model.action_dim, 1),
+        ("model.action_horizon", model.action_horizon, 1),
+        ("model.max_token_len", model.max_token_len, 1),
+        ("model.vocab_size", model.vocab_size, 512),  # the built-in tokenizer's ids lie below 512
+        ("lr_schedule.warmup_steps", schedule.warmup_steps, 0),
+        ("lr_schedule.decay_steps", schedule.decay_steps, 1),
+    ):
+        if value < least:
+            raise UsageError(f"{name} must be at least {least}, not {value}")
+    if schedule.decay_steps <= schedule.warmup_steps:
+        raise UsageError(
+            f"lr_schedule.decay_steps ({schedule.decay_steps}) must be more than "
+            f"lr_schedule.warmup_steps ({schedule.warmup_steps}): the decay is counted from step 0"
+        )
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        raise UsageError(f"ema_decay must lie between 0 and 1, not {config.ema_decay}", "none switches it off")
+    for pattern in config.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"freeze: {pattern!r} is not a regular expression: {error}") from None
+    if config.data.root is not None and config.data.repo_id is not None:
+        raise UsageError("data.root and data.repo_id are both given", "keep the one that names your dataset")
+    if Path(config.name).name != config.name or config.name in ("", ".", ".."):
+        raise UsageError(f"name {config.name!r} cannot be a folder's name", "the run's folder is named after it")
