@@ -1,0 +1,260 @@
+"""The samples that the model trains on, from a LeRobot dataset on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from preflight.config.schema import IMAGE_SIZE, IMAGE_SLOTS, DataConfig, ModelConfig
+from preflight.data import normalize
+from preflight.data.actions import action_chunk_indices, chunk_stats, delta_mask, to_delta
+from preflight.data.columns import read_columns, require_feature
+from preflight.data.episodes import Episodes, read_episodes
+from preflight.data.images import read_image
+from preflight.data.metadata import DatasetInfo, nearest, read_info
+from preflight.data.normalize import NormStats
+from preflight.data.resize import resize_with_pad
+from preflight.data.shared_array import SharedArray
+from preflight.data.video import read_frame
+from preflight.errors import DataError, UsageError
+
+_UNUSED_SLOT = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+_UNUSED_SLOT.flags.writeable = False
+
+
+def resolve_root(config: DataConfig) -> Path:
+    """Finds the folder of the configured dataset.
+
+    Args:
+        config: With `root`, or `repo_id` for LeRobot's own place, $HF_LEROBOT_HOME/<repo_id>; root comes first.
+
+    Returns:
+        The folder; whether it is a dataset, `read_info` says.
+
+    Raises:
+        UsageError: if neither is set or the repo_id is no "user/name".
+        DataError: if the repo_id is not downloaded.
+    """
+    if config.root is not None:
+        return config.root.expanduser()
+    if config.repo_id is None:
+        raise UsageError("the data config names no dataset", "Set data.root to a folder, or data.repo_id to user/name.")
+    path = PurePosixPath(config.repo_id)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UsageError(f"data.repo_id must look like user/name, got {config.repo_id!r}")
+    home = _lerobot_home()
+    root = home / path
+    if not root.exists():
+        raise DataError(
+            f"{config.repo_id} is not downloaded: {root} does not exist",
+            f"Download it: hf download {config.repo_id} --repo-type dataset --local-dir {root} "
+            "(or set HF_LEROBOT_HOME to where your datasets are)",
+        )
+    return root
+
+
+def _lerobot_home() -> Path:
+    """LeRobot's rule (lerobot.utils.constants), without its import."""
+    if home := os.environ.get("HF_LEROBOT_HOME"):
+        return Path(home).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    hub = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return Path(hub).expanduser() / "lerobot"
+
+
+class SampleDataset:
+    """Map-style dataset of training samples, one a frame.
+
+    A sample is, without batch axis: `image` {slot: uint8[224, 224, 3]} and `image_mask` {slot: bool[]} for every slot
+    of IMAGE_SLOTS, `state` float32[action_dim], `actions` float32[horizon, action_dim], `tokenized_prompt`
+    int32[max_len] and `tokenized_prompt_mask` bool[max_len]. It is made in this order: cameras resized, actions
+    relative to the state, both normalised, prompt tokenised, state and actions padded with zeros.
+
+    The columns lie in shared memory: pickled for a loader worker the dataset is some kilobytes. Only the configured
+    cameras are ever opened.
+
+    Args:
+        config: Which dataset, and how its columns feed the model.
+        model: What the model takes.
+
+    Attributes:
+        info: What the dataset says about itself.
+        episodes: Where each episode lies.
+        stats: The normalisation statistics of "state" and "actions", given or computed.
+        prompts: The prompts, by task_index; one if the config sets it.
+        source: The dataset's folder.
+
+    Raises:
+        UsageError: if the config names an unknown image slot or an impossible delta mask.
+        DataError: if the dataset is missing or damaged, lacks a column or camera, or is wider than the model.
+    """
+
+    def __init__(self, config: DataConfig, model: ModelConfig) -> None:
+        self.config = config
+        self.model = model
+        self.info: DatasetInfo = read_info(resolve_root(config))
+        self.source: Path = self.info.root
+        self._cameras = _cameras(config, self.info)
+        self._mask = delta_mask(config.delta_actions)
+        self._require_fit()
+        self.episodes: Episodes = read_episodes(self.info)
+        dtypes: dict[str, np.dtype] = {key: np.dtype(np.float32) for key in (config.state, config.actions)}
+        if any(self.info.features[key].dtype == "video" for key in self._cameras.values()):
+            dtypes["timestamp"] = np.dtype(np.float64)
+        if config.prompt is None:
+            dtypes["task_index"] = np.dtype(np.int64)
+        self._columns: dict[str, SharedArray] = {}
+        arrays: list[SharedArray] = []
+
+        def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            arrays.append(SharedArray(shape, dtype))
+            return arrays[-1].array
+
+        keys = list(read_columns(self.info, self.episodes, dtypes, allocate=allocate))
+        self._columns = dict(zip(keys, arrays, strict=True))
+        self.stats: dict[str, NormStats] = self._stats()
+        self.prompts: tuple[str, ...] = (config.prompt,) if config.prompt is not None else self._tasks()
+        self._tokens = _tokenize_all(self.prompts, model.max_token_len)
+
+    def __len__(self) -> int:
+        return self.info.total_frames
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Makes one sample.
+
+        Args:
+            index: The frame, from 0.
+
+        Returns:
+            The sample, as the class describes it.
+
+        Raises:
+            IndexError: if there is no such frame.
+            DataError: if a camera's frame cannot be read.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a dataset with {len(self)} samples")
+        episode = self.episodes.of_frame(index)
+        images, masks = {}, {}
+        for slot in IMAGE_SLOTS:
+            key = self._cameras.get(slot)
+            images[slot] = _UNUSED_SLOT if key is None else resize_with_pad(self.camera_frame(index, key))
+            masks[slot] = np.bool_(key is not None)
+        state = self.column("state")[index]
+        chunk = action_chunk_indices(index, int(self.episodes.to_index[episode]), self.model.action_horizon)
+        actions = to_delta(self.column("actions")[chunk], state, self._mask)
+        task = 0 if self.config.prompt is not None else int(self._columns["task_index"].array[index, 0])
+        tokens, token_mask = self._tokens
+        return {
+            "image": images,
+            "image_mask": masks,
+            "state": self._padded(normalize.normalize(state, self.stats["state"], self.config.norm)),
+            "tokenized_prompt": tokens[task],
+            "tokenized_prompt_mask": token_mask[task],
+            "actions": self._padded(normalize.normalize(actions, self.stats["actions"], self.config.norm)),
+        }
+
+    def column(self, name: str) -> np.ndarray:
+        """Gives the raw values of all frames.
+
+        Args:
+            name: "state" or "actions".
+
+        Returns:
+            float32[frames, d], in shared memory: not to be written to.
+        """
+        return self._columns[{"state": self.config.state, "actions": self.config.actions}[name]].array
+
+    def camera_frame(self, index: int, key: str) -> UInt8[np.ndarray, "h w 3"]:
+        """Reads a camera's frame as recorded.
+
+        Args:
+            index: The frame, from 0.
+            key: The camera, one of those that the config uses.
+
+        Returns:
+            The frame as RGB.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        at = self.episodes.of_frame(index)
+        if self.info.features[key].dtype == "image":
+            path = self.info.data_file(int(self.episodes.data_chunk[at]), int(self.episodes.data_file[at]))
+            row = int(self.episodes.data_row[at]) + index - int(self.episodes.from_index[at])
+            return read_image(path, key, row)
+        segments = self.episodes.videos[key]
+        path = self.info.video_file(key, int(segments.chunk[at]), int(segments.file[at]))
+        timestamp = float(segments.from_timestamp[at]) + float(self._columns["timestamp"].array[index, 0])
+        return read_frame(path, timestamp)
+
+    def _require_fit(self) -> None:
+        widths = {}
+        for name, key in (("state", self.config.state), ("actions", self.config.actions)):
+            feature = require_feature(self.info, key)
+            widths[name] = int(np.prod(feature.shape))
+            if widths[name] > self.model.action_dim:
+                raise DataError(
+                    f"{key!r} has {widths[name]} dimensions, more than the model's action_dim {self.model.action_dim}",
+                    f"Set model.action_dim to at least {widths[name]}, or choose other columns.",
+                )
+        if len(self._mask) > min(widths.values()):
+            raise UsageError(
+                f"data.delta_actions covers {len(self._mask)} dimensions, but {self.config.state!r} has "
+                f"{widths['state']} and {self.config.actions!r} has {widths['actions']}"
+            )
+
+    def _stats(self) -> dict[str, NormStats]:
+        state, actions = self.column("state"), self.column("actions")
+        if (path := self.config.norm_stats) is None:
+            bounds = self.episodes.from_index, self.episodes.to_index
+            return {
+                "state": normalize.compute(state),
+                "actions": chunk_stats(actions, state, *bounds, self.model.action_horizon, self._mask),
+            }
+        loaded = normalize.load(path.expanduser())
+        if self.config.norm == "quantile" and any(np.isnan(loaded[name].q01).any() for name in ("state", "actions")):
+            raise DataError(f"{path} has no quantiles", "Use data.norm = 'zscore', or compute the statistics again.")
+        return {
+            "state": normalize.fit_to(loaded["state"], state.shape[1], "state", path),
+            "actions": normalize.fit_to(loaded["actions"], actions.shape[1], "actions", path),
+        }
+
+    def _tasks(self) -> tuple[str, ...]:
+        tasks = self.episodes.tasks
+        for index in np.unique(self._columns["task_index"].array).tolist():
+            if not 0 <= index < len(tasks) or not tasks[index]:
+                raise DataError(
+                    f"{self.source}: frames have task_index {index}, which none of its {len(tasks)} task(s) has",
+                    "Repair the dataset's meta/tasks file, or set data.prompt.",
+                )
+        return tasks
+
+    def _padded(self, x: np.ndarray) -> np.ndarray:
+        padded = np.zeros((*x.shape[:-1], self.model.action_dim), dtype=np.float32)
+        padded[..., : x.shape[-1]] = x
+        return padded
+
+
+def _cameras(config: DataConfig, info: DatasetInfo) -> dict[str, str]:
+    for slot, key in config.cameras.items():
+        if slot not in IMAGE_SLOTS:
+            raise UsageError(f"data.cameras has no slot {slot!r}", f"The model's slots are: {', '.join(IMAGE_SLOTS)}")
+        if key not in info.camera_keys:
+            raise DataError(
+                f"camera {key!r} is not in the dataset {info.root}",
+                nearest(key, info.camera_keys).replace("The dataset has", "Its cameras"),
+            )
+    return dict(config.cameras)
+
+
+def _tokenize_all(prompts: tuple[str, ...], max_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [p, max_len] and mask [p, max_len], made once, so that workers need no tokenizer."""
+    from preflight.data.tokenizer import tokenize
+
+    pairs = [tokenize(prompt, max_len) for prompt in prompts]
+    return np.stack([tokens for tokens, _ in pairs]), np.stack([mask for _, mask in pairs])

@@ -1,0 +1,73 @@
+"""Arrays that loader workers map instead of copying: one copy of the dataset's columns, however many workers."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+
+from preflight.errors import PreflightError
+
+
+class SharedArray:
+    """A numpy array in anonymous shared memory; pickling sends its address, not its content.
+
+    A receiver on the same machine maps the memory through /proc while the sender lives. Where the system has no memfd
+    (macOS) the content is pickled.
+
+    Args:
+        shape: The array's shape.
+        dtype: The array's dtype.
+
+    Attributes:
+        array: The array; zeros at first, read-only where it was received.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._fd: int | None = None
+        if hasattr(os, "memfd_create"):
+            self._fd = os.memfd_create("preflight-column", os.MFD_CLOEXEC)
+            os.truncate(self._fd, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize))
+            self.array = _mapped(self._fd, shape, np.dtype(dtype), mmap.PROT_READ | mmap.PROT_WRITE)
+        else:
+            self.array = np.empty(shape, dtype)
+
+    def __reduce__(self) -> tuple:
+        if self._fd is None:
+            return _from_content, (self.array,)
+        return _from_address, (os.getpid(), self._fd, os.fstat(self._fd).st_ino, self.array.shape, self.array.dtype)
+
+    def __del__(self) -> None:
+        if self._fd is not None:
+            # The mapping outlives the descriptor, and goes with the last view of the array.
+            os.close(self._fd)
+            self._fd = None
+
+
+def _mapped(fd: int, shape: tuple[int, ...], dtype: np.dtype, protection: int) -> np.ndarray:
+    memory = mmap.mmap(fd, os.fstat(fd).st_size, flags=mmap.MAP_SHARED, prot=protection)
+    return np.frombuffer(memory, dtype=dtype, count=int(np.prod(shape))).reshape(shape)
+
+
+def _from_address(pid: int, fd: int, inode: int, shape: tuple[int, ...], dtype: np.dtype) -> SharedArray:
+    shared = SharedArray.__new__(SharedArray)
+    shared._fd = None
+    try:
+        own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PreflightError(
+            f"the dataset's columns cannot be mapped from process {pid} ({error.strerror})",
+            "A pickled dataset can be read only while the process that pickled it lives, on the same machine.",
+        ) from error
+    shared._fd = own
+    if os.fstat(own).st_ino != inode:
+        raise PreflightError(f"the dataset's columns are gone from process {pid}")
+    shared.array = _mapped(own, shape, dtype, mmap.PROT_READ)
+    return shared
+
+
+def _from_content(array: np.ndarray) -> SharedArray:
+    shared = SharedArray(array.shape, array.dtype)
+    shared.array[...] = array
+    return shared
