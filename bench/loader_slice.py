@@ -1,0 +1,121 @@
+"""One uninterrupted measurement of one loader: start it, warm it up, take batches, close it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bench.memory_watch import MemorySample, MemoryWatch
+from bench.statistics import BLOCK_S, batches_in_turn, warmup_batches
+from preflight.telemetry.memory import tree_pids
+
+# Fewer turns or blocks than these say nothing about their own spread; a slice outlasts its time for them.
+MIN_TURNS = 3
+MIN_MEASURED_S = 3 * BLOCK_S
+
+
+class Loader(AbstractContextManager[Any], Protocol):
+    """What the benchmark needs of a loader; ``preflight.data.loader.BatchLoader`` is one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches without end."""
+
+    def worker_pids(self) -> tuple[int, ...]:
+        """Processes that load; empty where the loader works in this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSlice:
+    """What one slice saw."""
+
+    first_batch_s: float  # from constructing the loader to its first batch
+    intervals_s: list[float]  # between consecutive batches, after warm-up
+    cpu_s: float  # CPU time over the intervals, of the workers and their children (0 workers: of this process)
+    seconds: float  # from the first batch to the end, warm-up included
+    batch_bytes: int
+    batches_taken: int
+    memory: list[MemorySample]  # over the whole slice
+    warm_at: float  # time.perf_counter() at the end of the warm-up
+
+
+def measure_slice(
+    open_loader: Callable[[], Loader],
+    *,
+    num_workers: int,
+    prefetch_factor: int,
+    seconds: float,
+    enough: Callable[[list[float]], bool],
+) -> LoaderSlice:
+    """Start a loader, take batches from it as fast as it gives them, close it.
+
+    Args:
+        open_loader: Makes the loader; its time counts into ``first_batch_s``.
+        num_workers: Of that loader.
+        prefetch_factor: Batches that each worker prepares ahead.
+        seconds: From the first batch to the end, warm-up included; outlasted where ``MIN_TURNS`` need it.
+        enough: Asked now and then with the intervals so far: True ends the slice before its time.
+    """
+    turn = batches_in_turn(num_workers)
+    started = time.perf_counter()
+    with open_loader() as loader, MemoryWatch(loader.worker_pids) as watch:
+        batches = iter(loader)
+        batch_bytes = _nbytes(next(batches))
+        first_at = time.perf_counter()
+        warmup = warmup_batches(num_workers, prefetch_factor)
+        for _ in range(warmup - 1):
+            next(batches)
+        pids = loader.worker_pids()
+        cpu = _cpu_seconds(pids)
+        warm_at = last = time.perf_counter()
+        ask_at = warm_at + MIN_MEASURED_S
+        intervals: list[float] = []
+        while True:
+            next(batches)
+            now = time.perf_counter()
+            intervals.append(now - last)
+            last = now
+            if len(intervals) % turn or len(intervals) < MIN_TURNS * turn or now - warm_at < MIN_MEASURED_S:
+                continue
+            if now - first_at >= seconds:
+                break
+            if now >= ask_at:
+                if enough(intervals):
+                    break
+                ask_at = now + 2 * BLOCK_S
+        cpu = _cpu_seconds(pids) - cpu
+    return LoaderSlice(
+        first_batch_s=first_at - started,
+        intervals_s=intervals,
+        cpu_s=cpu,
+        seconds=last - first_at,
+        batch_bytes=batch_bytes,
+        batches_taken=warmup + len(intervals),
+        memory=watch.samples,
+        warm_at=warm_at,
+    )
+
+
+def _cpu_seconds(worker_pids: tuple[int, ...]) -> float:
+    if not worker_pids:
+        return time.process_time()
+    import psutil
+
+    total = 0.0
+    for pid in {pid for worker in worker_pids for pid in tree_pids(worker)}:
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.Error:
+            continue  # gone in between: its time is now among its parent's children
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _nbytes(batch: Any) -> int:
+    if isinstance(batch, dict):
+        return sum(_nbytes(value) for value in batch.values())
+    if isinstance(batch, list | tuple):
+        return sum(_nbytes(value) for value in batch)
+    return int(getattr(batch, "nbytes", 0))

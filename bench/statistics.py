@@ -1,0 +1,159 @@
+"""Statistics of the loader benchmark: blocks of batch intervals, medians with an interval, percentiles, slopes.
+
+How throughput is estimated. With ``n`` workers, ``n`` batches are made side by side and tend to arrive in bunches: of
+``n`` intervals one is long and the others are almost nothing, so ``batch_size / median(interval)`` is not a rate of
+anything. But the loader hands batches out in order, one of each worker in turn, hence the time from batch ``i`` to
+batch ``i + n`` is just what one worker needs for one batch, wherever in a bunch ``i`` lies. Such a *turn* is the
+smallest span over which throughput means something. Intervals are therefore summed over *blocks*: consecutive
+intervals, whole turns, at least ``BLOCK_S`` long. A block gives one value, samples / seconds; the result is the median
+over the blocks of all rounds, so that a few disturbed blocks do not move it.
+
+Its interval is a bootstrap in two stages: rounds are drawn, then blocks within them. Blocks of one round share what the
+machine was doing then, so taking them all for independent would give an interval too narrow to be true on a machine
+that drifts.
+
+What is left out. The first batches after a loader starts were being prepared while nobody waited: ``warmup_batches`` of
+them are dropped, all that can have been prefetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+# Long enough to average over the timer and the scheduler (a scheduler slice is some ms), short enough for a slice of
+# some seconds to give a dozen values.
+BLOCK_S = 0.25
+# A resampled median of five values or fewer cannot be trusted with 95 %: even their full range covers the median only
+# with a probability of 1 - 2 * 0.5^5 = 93.75 %. The range is then given instead.
+MIN_RESAMPLED = 6
+_RESAMPLES = 2000
+# A point is known well enough when its interval is within 2 % of its median on either side; beyond 10 % it is too wide
+# to choose by, and the output says so.
+TARGET_RELATIVE_HALF_WIDTH = 0.02
+UNSTABLE_RELATIVE_HALF_WIDTH = 0.10
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A median and its 95 % interval."""
+
+    median: float
+    lo: float
+    hi: float
+
+    @property
+    def relative_half_width(self) -> float:
+        """Half the interval's width as a share of the median."""
+        return (self.hi - self.lo) / 2 / self.median if self.median else float("inf")
+
+    def __str__(self) -> str:
+        """For people: ``412 [405, 419]``."""
+        digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
+        return f"{self.median:.{digits}f} [{self.lo:.{digits}f}, {self.hi:.{digits}f}]"
+
+
+def median_interval(*rounds: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """The median of all values with its 95 % percentile-bootstrap interval, resampled by rounds and within them.
+
+    Args:
+        rounds: The values of each round; together at least one. Fewer than ``MIN_RESAMPLED`` give their range.
+        seed: Of the resampling; the same values and seed give the same interval.
+    """
+    arrays = [array for values in rounds if (array := np.asarray(values, dtype=np.float64)).size]
+    if not arrays:
+        raise ValueError("a median needs at least one value")
+    pooled = np.concatenate(arrays)
+    median = float(np.median(pooled))
+    if pooled.size < MIN_RESAMPLED:
+        return Estimate(median, float(pooled.min()), float(pooled.max()))
+    sizes = np.array([array.size for array in arrays])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rng = np.random.default_rng(seed)
+    # Each round's place is taken by a round drawn at random, each of its blocks by a block of that round.
+    drawn = np.repeat(rng.integers(sizes.size, size=(_RESAMPLES, sizes.size)), sizes, axis=1)
+    within = (rng.random((_RESAMPLES, pooled.size)) * sizes[drawn]).astype(np.int64)
+    lo, hi = np.quantile(np.median(pooled[starts[drawn] + within], axis=1), [0.025, 0.975])
+    return Estimate(median, float(lo), float(hi))
+
+
+def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """``p50``, ``p95`` and ``p99``."""
+    points = np.percentile(np.asarray(values, dtype=np.float64), [50, 95, 99])
+    return {name: float(point) for name, point in zip(("p50", "p95", "p99"), points, strict=True)}
+
+
+def batches_in_turn(num_workers: int) -> int:
+    """Batches after which every worker has given one."""
+    return max(1, num_workers)
+
+
+def warmup_batches(num_workers: int, prefetch_factor: int) -> int:
+    """Batches to drop after a loader's start: all that can have been prefetched, and at least the first."""
+    return max(1, num_workers * prefetch_factor)
+
+
+def block_rates(
+    intervals: Sequence[float] | np.ndarray, *, batch_size: int, num_workers: int, block_s: float = BLOCK_S
+) -> Float[np.ndarray, " n"]:
+    """Throughput of each block of one uninterrupted series of batch intervals, in samples/s.
+
+    Args:
+        intervals: Seconds between consecutive batches, without warm-up.
+        batch_size: Samples in a batch.
+        num_workers: Sets the length of a turn.
+        block_s: A block is closed at the end of the turn in which it gets this long.
+
+    Returns:
+        One value a block; what is left at the end and shorter than a block is dropped, unless it is all there is.
+    """
+    turn = batches_in_turn(num_workers)
+    whole = len(intervals) // turn
+    if whole == 0:
+        return np.empty(0)
+    turn_s = np.asarray(intervals[: whole * turn], dtype=np.float64).reshape(whole, turn).sum(axis=1)
+    rates: list[float] = []
+    turns, seconds = 0, 0.0
+    for duration in turn_s:
+        turns += 1
+        seconds += float(duration)
+        if seconds >= block_s:
+            rates.append(turns * turn * batch_size / seconds)
+            turns, seconds = 0, 0.0
+    if not rates and seconds > 0:
+        rates.append(turns * turn * batch_size / seconds)
+    return np.asarray(rates)
+
+
+def pooled_slope(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float] | None:
+    """The common least-squares slope of several series, each with its own intercept.
+
+    The rounds of a benchmark start their workers anew, so that only the growth within a round is growth.
+
+    Args:
+        series: Pairs of times and values.
+
+    Returns:
+        Slope and its standard error, in units of value per unit of time; None where fewer than three points are left
+        after the intercepts have been fitted.
+    """
+    centred_t, centred_v, freedom = [], [], -1
+    for times, values in series:
+        if len(times) < 2:
+            continue
+        t, v = np.asarray(times, dtype=np.float64), np.asarray(values, dtype=np.float64)
+        centred_t.append(t - t.mean())
+        centred_v.append(v - v.mean())
+        freedom += len(t) - 1
+    if freedom < 2:
+        return None
+    t, v = np.concatenate(centred_t), np.concatenate(centred_v)
+    spread = float(t @ t)
+    if spread == 0:
+        return None
+    slope = float(t @ v) / spread
+    error = float(np.sqrt(np.sum((v - slope * t) ** 2) / freedom / spread))
+    return slope, error

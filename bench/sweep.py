@@ -1,0 +1,259 @@
+"""The loader sweep: how fast a dataset loads with each number of workers, and what those workers cost.
+
+How it measures. Every point (number of workers) is measured in ``rounds``; each round visits all points, every other
+one in reverse order, so that a machine that drifts or a page cache that fills favours none. A point's loader is started
+anew for each round and is the only one alive: idle loaders beside it would make its workers' PSS look smaller than it
+is in training (shared pages are divided among all who map them), and would hold their RAM and refill their queues at
+its expense. No two slices read the same batches, so that none finds the other's pages in the cache. Before that, one
+worker loads one batch: it brings up the server that forks the workers, which would otherwise be charged to the first
+point, and shows early whether the dataset loads at all.
+
+A point ends after all rounds, when its time is up, or, from the second round on, when its interval is narrow enough.
+What the figures mean is in ``bench.statistics``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bench.decision import decide
+from bench.loader_slice import Loader, LoaderSlice, measure_slice
+from bench.memory_watch import sample_memory
+from bench.results import MIB, MemoryBudget, PointResult, SweepResult
+from bench.statistics import (
+    MIN_RESAMPLED,
+    TARGET_RELATIVE_HALF_WIDTH,
+    Estimate,
+    block_rates,
+    median_interval,
+    percentiles,
+    pooled_slope,
+)
+from bench.workers_argument import check_workers
+from preflight.data.loader import BatchLoader
+from preflight.errors import UsageError
+from preflight.telemetry.cpus import usable_cpus
+from preflight.telemetry.environment import environment
+from preflight.telemetry.memory import available_memory
+
+# A slice ends early no sooner than after two seconds, so that memory is seen over some time as well.
+_MIN_SLICE_S = 2.0
+# Memory must have been watched for this long after warm-up for its slope to be given: batches come and go by megabytes,
+# and over a second or two that is a slope of hundreds of MiB per minute.
+_MIN_GROWTH_S = 5.0
+_PREFETCH_FACTOR = 2
+
+LoaderFactory = Callable[..., Loader]
+
+
+def sweep(
+    dataset: Any,
+    *,
+    batch_size: int,
+    workers: Sequence[int] = (2, 4, 8),
+    max_seconds: float = 20.0,
+    seed: int = 0,
+    rounds: int = 3,
+    demand_samples_per_s: float | None = None,
+    on_point: Callable[[PointResult], None] | None = None,
+    loader: LoaderFactory = BatchLoader,
+    config: str | None = None,
+    stack: str | None = None,
+) -> SweepResult:
+    """Measure a map-style dataset's loading with several numbers of workers and recommend one.
+
+    Args:
+        dataset: Has ``__len__`` and ``__getitem__``; picklable, for workers get a copy.
+        batch_size: Samples in a batch.
+        workers: Numbers of workers to measure; 0 loads in this process.
+        max_seconds: For each point, from its first batches to its last over all rounds; starting workers comes on top.
+            A loader so slow that this is not enough for a few batches of every worker is given the time for those.
+        seed: Of the order of samples and of the bootstrap.
+        rounds: Slices that a point's time is divided into.
+        demand_samples_per_s: What the training step consumes, where known; enters the recommendation.
+        on_point: Called with a point's figures so far after each of its slices; what it was given is what remains when
+            the sweep is interrupted or the dataset fails.
+        loader: Makes a loader; for ``BatchLoader``'s arguments.
+        config: Name for the result.
+        stack: Likewise.
+
+    Raises:
+        UsageError: The dataset is smaller than a batch, or an argument is out of range.
+        DataError: The dataset failed at some index.
+        PreflightError: A worker was killed, or no batch came in time.
+    """
+    counts = sorted(check_workers(workers))
+    _check_sizes(dataset, batch_size, max_seconds, rounds, demand_samples_per_s)
+
+    batches_read = 0
+
+    def open_loader(num_workers: int) -> Loader:
+        return loader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            start_batch=batches_read,
+            prefetch_factor=_PREFETCH_FACTOR,
+        )
+
+    before = sample_memory(())
+    held_mib = (before.others_pss or before.workers_uss) / MIB if before else 0.0
+    free = available_memory()
+    limit_mib = held_mib + free.available_bytes / MIB
+    if any(counts):
+        with open_loader(1) as rehearsal:
+            next(iter(rehearsal))
+        batches_read += 1 + _PREFETCH_FACTOR
+
+    slices: dict[int, list[LoaderSlice]] = {}
+    points: dict[int, PointResult] = {}
+    not_measured: dict[int, str] = {}
+    for round_index in range(rounds):
+        for num_workers in counts if round_index % 2 == 0 else reversed(counts):
+            if num_workers in not_measured:
+                continue
+            if round_index == 0:
+                budget = _memory_budget(points, held_mib, limit_mib, free.source)
+                need_mib = num_workers * (budget.per_worker_mib or 0.0)
+                if need_mib > budget.for_workers_mib:
+                    not_measured[num_workers] = (
+                        f"by the workers measured so far they need {need_mib / 1024:.1f} GiB of RAM, and "
+                        f"{budget.for_workers_mib / 1024:.1f} GiB is free ({free.source})"
+                    )
+                    continue
+            done = slices.setdefault(num_workers, [])
+            left_s = max_seconds - sum(past.seconds for past in done)
+            if done and (left_s < 0.5 * max_seconds / rounds or (_is_narrow(points[num_workers], done))):
+                continue
+            rates = [_rates(past.intervals_s, batch_size, num_workers) for past in done]
+            measured = measure_slice(
+                partial(open_loader, num_workers),
+                num_workers=num_workers,
+                prefetch_factor=_PREFETCH_FACTOR,
+                seconds=left_s / (rounds - round_index),
+                enough=partial(_enough, rates, batch_size, num_workers, seed),
+            )
+            batches_read += measured.batches_taken + num_workers * _PREFETCH_FACTOR
+            done.append(measured)
+            points[num_workers] = _point(num_workers, done, batch_size=batch_size, seed=seed)
+            if on_point is not None:
+                on_point(points[num_workers])
+
+    ordered = tuple(points[number] for number in sorted(points))
+    budget = _memory_budget(points, held_mib, limit_mib, free.source)
+    recommended, reason = decide(
+        ordered,
+        memory=budget,
+        usable_cpus=usable_cpus().count,
+        demand_samples_per_s=demand_samples_per_s,
+        not_measured=not_measured,
+    )
+    return SweepResult(
+        batch_size=batch_size,
+        environment=environment(),
+        points=ordered,
+        demand_samples_per_s=demand_samples_per_s,
+        memory=budget,
+        recommended_num_workers=recommended,
+        reason=reason,
+        config=config,
+        stack=stack,
+        not_measured=not_measured,
+    )
+
+
+def _check_sizes(dataset: Any, batch_size: int, max_seconds: float, rounds: int, demand: float | None) -> None:
+    if batch_size < 1:
+        raise UsageError(f"A batch of {batch_size} samples cannot be loaded.", hint="Give a batch size of 1 or more.")
+    if len(dataset) < batch_size:
+        samples = "1 sample" if len(dataset) == 1 else f"{len(dataset)} samples"
+        raise UsageError(
+            f"The dataset has {samples}, fewer than one batch of {batch_size}.",
+            hint=f"Give a batch size of at most {len(dataset)}, or record more." if len(dataset) else None,
+        )
+    if max_seconds <= 0 or rounds < 1:
+        raise UsageError(f"{max_seconds:g} s in {rounds} rounds leaves no time to measure.")
+    if demand is not None and demand <= 0:
+        raise UsageError(f"A demand of {demand:g} samples/s asks for nothing.", hint="Leave it out where not known.")
+
+
+def _rates(intervals_s: Sequence[float], batch_size: int, num_workers: int) -> np.ndarray:
+    return block_rates(intervals_s, batch_size=batch_size, num_workers=num_workers)
+
+
+def _enough(earlier: list[np.ndarray], batch_size: int, num_workers: int, seed: int, intervals_s: list[float]) -> bool:
+    """Whether a slice may end before its time: it has lasted a while and all blocks together agree."""
+    if sum(intervals_s) < _MIN_SLICE_S:
+        return False
+    rates = _rates(intervals_s, batch_size, num_workers)
+    return rates.size >= MIN_RESAMPLED and _is_tight(median_interval(*earlier, rates, seed=seed))
+
+
+def _is_narrow(point: PointResult, done: list[LoaderSlice]) -> bool:
+    return len(done) >= 2 and _is_tight(point.samples_per_s)
+
+
+def _is_tight(estimate: Estimate) -> bool:
+    return estimate.relative_half_width < TARGET_RELATIVE_HALF_WIDTH
+
+
+def _point(num_workers: int, slices: list[LoaderSlice], *, batch_size: int, seed: int) -> PointResult:
+    rates = [_rates(one.intervals_s, batch_size, num_workers) for one in slices]
+    intervals = np.concatenate([one.intervals_s for one in slices])
+    samples = [sample for one in slices for sample in one.memory]
+    others = [sample.others_pss for sample in samples if sample.others_pss is not None]
+    pss = [sample.workers_pss for sample in samples if sample.workers_pss is not None]
+    slope, error = _growth(num_workers, slices)
+    return PointResult(
+        num_workers=num_workers,
+        samples_per_s=median_interval(*rates, seed=seed),
+        batch_interval_s=percentiles(intervals),
+        first_batch_s=float(np.median([one.first_batch_s for one in slices])),
+        cpu_cores_used=sum(one.cpu_s for one in slices) / float(intervals.sum()),
+        pss_mib=max(pss) / num_workers / MIB if num_workers and pss else None,
+        uss_mib=max(sample.workers_uss for sample in samples) / num_workers / MIB if num_workers and samples else None,
+        growth_per_min_mib=slope,
+        growth_error_mib=error,
+        queued_mib=num_workers * _PREFETCH_FACTOR * max(one.batch_bytes for one in slices) / MIB,
+        parent_mib=max(others) / MIB if others else None,
+        intervals_s=tuple(tuple(one.intervals_s) for one in slices),
+    )
+
+
+def _growth(num_workers: int, slices: list[LoaderSlice]) -> tuple[float | None, float | None]:
+    """Slope and standard error of one worker's PSS, in MiB per minute."""
+    series = []
+    for one in slices:
+        warm = [(s.at, s.workers_pss) for s in one.memory if s.at >= one.warm_at and s.workers_pss is not None]
+        if len(warm) >= 2:
+            series.append(([at for at, _ in warm], [float(pss) for _, pss in warm]))
+    watched_s = sum(times[-1] - times[0] for times, _ in series)
+    if num_workers == 0 or watched_s < _MIN_GROWTH_S:
+        return None, None
+    fitted = pooled_slope(series)
+    if fitted is None:
+        return None, None
+    return fitted[0] * 60 / num_workers / MIB, fitted[1] * 60 / num_workers / MIB
+
+
+def _memory_budget(
+    points: dict[int, PointResult], held_mib: float, limit_mib: float, limit_source: str
+) -> MemoryBudget:
+    """What workers cost; of the parent, what it holds while others load, since with 0 workers the dataset is in it."""
+    with_workers = [points[number] for number in sorted(points) if number > 0]
+    parents = [point.parent_mib for point in with_workers or points.values() if point.parent_mib is not None]
+    per_worker = None
+    if with_workers and with_workers[-1].workers_mib is not None:
+        # The most workers measured: with them the shared pages are divided among the most, as beyond them.
+        per_worker = with_workers[-1].workers_mib / with_workers[-1].num_workers
+    return MemoryBudget(
+        baseline_mib=max([held_mib, *parents]),
+        per_worker_mib=per_worker,
+        limit_mib=limit_mib,
+        limit_source=limit_source,
+    )

@@ -1,0 +1,95 @@
+"""A sweep's result as plain text for the terminal."""
+
+from __future__ import annotations
+
+import io
+
+from bench.decision import workers_text
+from bench.results import PointResult, SweepResult
+from bench.statistics import TARGET_RELATIVE_HALF_WIDTH, UNSTABLE_RELATIVE_HALF_WIDTH
+
+
+def render_table(result: SweepResult, *, width: int = 100) -> str:
+    """Points as a table, then the recommendation and the memory line; no colour, no control characters.
+
+    Args:
+        result: Of ``bench.sweep``.
+        width: Columns that text is wrapped to.
+    """
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in (
+        "workers",
+        "samples/s [95 %]",
+        "interval ms\np50 / p95 / p99",
+        "first\nbatch s",
+        "CPU\ncores",
+        "PSS MiB\na worker",
+        "USS MiB\na worker",
+        "growth\nMiB/min",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in result.points:
+        mark = "> " if point.num_workers == result.recommended_num_workers else ""
+        table.add_row(
+            f"{mark}{point.num_workers}",
+            f"{point.samples_per_s}",
+            " / ".join(_milliseconds(point.batch_interval_s[name]) for name in ("p50", "p95", "p99")),
+            f"{point.first_batch_s:.1f}",
+            f"{point.cpu_cores_used:.2f}",
+            _whole(point.pss_mib),
+            _whole(point.uss_mib),
+            _growth(point),
+        )
+    lines = [f"Recommended: {result.reason}", _memory_line(result)]
+    lines += [_unstable_line(point) for point in result.points if _is_unstable(point)]
+    # Written to a buffer, as the caller decides where it goes; a given width does not ask for a terminal.
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, highlight=False)
+    console.print(table)
+    for line in lines:
+        console.print(Text(line))
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f}" if seconds >= 0.01 else f"{seconds * 1e3:.1f}"
+
+
+def _whole(mib: float | None) -> str:
+    return "-" if mib is None else f"{mib:.0f}"
+
+
+def _growth(point: PointResult) -> str:
+    """The slope with twice its standard error; a slope within that is none that could be told from zero."""
+    if point.growth_per_min_mib is None or point.growth_error_mib is None:
+        return "-"
+    if abs(point.growth_per_min_mib) <= 2 * point.growth_error_mib:
+        return f"0 ±{2 * point.growth_error_mib:.0f}"
+    return f"{point.growth_per_min_mib:+.0f} ±{2 * point.growth_error_mib:.0f}"
+
+
+def _memory_line(result: SweepResult) -> str:
+    memory = result.memory
+    limit = f"{memory.limit_mib / 1024:.1f} GiB ({memory.limit_source})"
+    if memory.per_worker_mib is None:
+        return f"Memory: {memory.baseline_mib:.0f} MiB in this process, of {limit}; no worker was measured."
+    return (
+        f"Memory: {memory.baseline_mib:.0f} MiB without workers and {memory.per_worker_mib:.0f} MiB for each, "
+        f"of {limit}: room for {memory.max_workers} workers."
+    )
+
+
+def _is_unstable(point: PointResult) -> bool:
+    return point.samples_per_s.relative_half_width > UNSTABLE_RELATIVE_HALF_WIDTH
+
+
+def _unstable_line(point: PointResult) -> str:
+    return (
+        f"Unstable: {workers_text(point.num_workers)} varied by ±{point.samples_per_s.relative_half_width:.0%} "
+        f"(aim: {TARGET_RELATIVE_HALF_WIDTH:.0%}). Close what else runs on this machine, or give it more time."
+    )

@@ -1,0 +1,59 @@
+"""Datasets whose cost is known, to hold the benchmark's figures against; numpy only, as workers import this."""
+
+import time
+
+import numpy as np
+
+MIB = 1 << 20
+
+
+class Latency:
+    """Every sample takes a fixed time and no CPU."""
+
+    def __init__(self, seconds: float, *, length: int = 4096) -> None:
+        self.seconds = seconds
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        time.sleep(self.seconds)
+        return {"index": np.array(index, np.int64)}
+
+
+class Busy(Latency):
+    """Every sample takes a fixed CPU time."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        end = time.thread_time() + self.seconds
+        while time.thread_time() < end:
+            pass
+        return {"index": np.array(index, np.int64)}
+
+
+class Holding(Latency):
+    """Every process that loads holds a fixed number of bytes, touched, beside a fixed time a sample."""
+
+    def __init__(self, held_bytes: int, *, seconds: float = 0.002) -> None:
+        super().__init__(seconds)
+        self.held_bytes = held_bytes
+        self.held: np.ndarray | None = None
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if self.held is None:
+            self.held = np.ones(self.held_bytes, np.uint8)
+        return super().__getitem__(index)
+
+
+class FailsAt(Latency):
+    """One sample cannot be read."""
+
+    def __init__(self, bad: int, *, length: int) -> None:
+        super().__init__(0.0, length=length)
+        self.bad = bad
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index == self.bad:
+            raise ValueError(f"frame {index} is torn")
+        return super().__getitem__(index)
