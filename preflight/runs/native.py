@@ -1,0 +1,155 @@
+"""The native stack: preflight's own pi0 and its own reader of LeRobot datasets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preflight.config.schema import TrainConfig
+from preflight.data.dataset import SampleDataset, resolve_root
+from preflight.runs.protocol import Batch, Facts
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+    from flax import nnx
+    from jaxtyping import Array, Float
+
+    from preflight.models.pi0 import Pi0
+
+
+class NativeRun:
+    """A run of the native stack.
+
+    Args:
+        config: The run's config.
+        reference: What to write on the command line to mean it; the config's name without it.
+        on_demo: Called with (done, total) frames while the demo dataset is made on first use.
+    """
+
+    def __init__(self, config: TrainConfig, *, reference: str | None = None, on_demo: Any = None) -> None:
+        self.config = config
+        self.facts = _facts(config, reference or config.name)
+        self._on_demo = on_demo
+        self._dataset: SampleDataset | None = None
+
+    def source(self) -> Path:
+        """The dataset's folder; the demo dataset is made on first use."""
+        if self.config.data.root is not None or self.config.data.repo_id is not None:
+            return resolve_root(self.config.data)
+        from preflight.data.demo import ensure_demo_dataset
+
+        return ensure_demo_dataset(progress=self._on_demo)
+
+    def dataset(self) -> SampleDataset:
+        """The transformed samples; opened once."""
+        if self._dataset is None:
+            data = dataclasses.replace(self.config.data, root=self.source(), repo_id=None)
+            self._dataset = SampleDataset(data, self.config.model)
+        return self._dataset
+
+    def assets(self) -> dict[str, bytes]:
+        """The normalisation statistics, where openpi's policies look for them: `<asset_id>/norm_stats.json`."""
+        import json
+
+        from preflight.data.normalize import stats_to_json
+
+        asset_id = self.config.data.repo_id or self.source().name
+        return {f"{asset_id}/norm_stats.json": json.dumps(stats_to_json(self.dataset().stats), indent=2).encode()}
+
+    def batch_spec(self, batch_size: int) -> Batch:
+        """See `preflight.models.pi0.batch_spec`."""
+        from preflight.models.pi0 import batch_spec
+
+        return batch_spec(self.config.model, batch_size)
+
+    def create_model(self, rng: jax.Array) -> Pi0:
+        """A pi0 of the configured sizes with fresh parameters."""
+        from flax import nnx
+
+        from preflight.models.pi0 import Pi0
+
+        return Pi0(self.config.model, rngs=nnx.Rngs(rng))
+
+    def compute_loss(self, model: nnx.Module, rng: jax.Array, batch: Batch, *, train: bool) -> Float[Array, "b h"]:
+        """The flow-matching loss."""
+        return model.compute_loss(rng, batch, train=train)
+
+    def _schedule(self) -> optax.Schedule:
+        import optax
+
+        schedule = self.config.lr_schedule
+        # The warm-up starts above zero, at peak / (warmup + 1), so that the first step already moves; openpi's rule.
+        return optax.warmup_cosine_decay_schedule(
+            init_value=schedule.peak_lr / (schedule.warmup_steps + 1),
+            peak_value=schedule.peak_lr,
+            warmup_steps=schedule.warmup_steps,
+            decay_steps=schedule.decay_steps,
+            end_value=schedule.decay_lr,
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW behind a clip by global norm."""
+        import optax
+
+        adamw = self.config.optimizer
+        return optax.chain(
+            optax.clip_by_global_norm(adamw.clip_gradient_norm),
+            optax.adamw(self._schedule(), b1=adamw.b1, b2=adamw.b2, eps=adamw.eps, weight_decay=adamw.weight_decay),
+        )
+
+    def learning_rate(self, step: jax.Array) -> jax.Array:
+        """The schedule's value at a step."""
+        import jax.numpy as jnp
+
+        return jnp.asarray(self._schedule()(step), jnp.float32)
+
+    def trainable(self) -> Any:
+        """Every parameter whose path matches none of the config's `freeze` expressions."""
+        from flax import nnx
+
+        patterns = [re.compile(pattern) for pattern in self.config.freeze]
+
+        def is_trained(path: tuple[Any, ...], _: Any) -> bool:
+            joined = "/".join(str(part) for part in path)
+            return not any(pattern.fullmatch(joined) for pattern in patterns)
+
+        return nnx.All(nnx.Param, is_trained)
+
+
+def _facts(config: TrainConfig, reference: str) -> Facts:
+    return Facts(
+        name=config.name,
+        reference=reference,
+        stack="native",
+        project_name=config.project_name,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        num_train_steps=config.num_train_steps,
+        log_interval=config.log_interval,
+        save_interval=config.save_interval,
+        keep_period=config.keep_period,
+        milestones=config.milestones,
+        warmup_steps=config.lr_schedule.warmup_steps,
+        decay_steps=config.lr_schedule.decay_steps,
+        peak_lr=config.lr_schedule.peak_lr,
+        ema_decay=config.ema_decay,
+        seed=config.seed,
+        action_dim=config.model.action_dim,
+        action_horizon=config.model.action_horizon,
+        wandb_enabled=config.wandb_enabled,
+        checkpoint_base_dir=config.checkpoint_base_dir,
+        settings=_flatten(dataclasses.asdict(config)),
+    )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value) if isinstance(value, Path) else value
+    return flat
