@@ -1,0 +1,46 @@
+"""What the model sees, as a picture: the current batch's camera views at milestone steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from preflight.runs.protocol import Batch, Facts
+
+MAX_SAMPLES = 4
+
+
+def milestone_steps(facts: Facts) -> frozenset[int]:
+    """The steps whose batch is pictured: the first, each save, the last, and what the config names beside them.
+
+    Steps count from 0 to `num_train_steps - 1`: a milestone beyond is never reached.
+    """
+    steps = {0, facts.num_train_steps - 1, *range(0, facts.num_train_steps, facts.save_interval), *facts.milestones}
+    return frozenset(step for step in steps if 0 <= step < facts.num_train_steps)
+
+
+def camera_views(batch: Batch) -> dict[str, np.ndarray]:
+    """The first samples of a batch side by side, uint8 `[224, n * 224, 3]` for each camera that is not masked out.
+
+    Takes the batch that the step trains on: fetching another for the picture would take it away from training.
+    """
+    views = {}
+    for slot, images in batch["image"].items():
+        if not np.asarray(batch["image_mask"][slot]).any():
+            continue
+        pixels = np.asarray(images[:MAX_SAMPLES])
+        if pixels.dtype != np.uint8:
+            pixels = ((np.clip(pixels, -1, 1) + 1) * 127.5).round().astype(np.uint8)
+        views[slot] = np.concatenate(list(pixels), axis=1)
+    return views
+
+
+def save_camera_views(views: dict[str, np.ndarray], folder: Path, step: int) -> Path:
+    """Writes the views of all cameras, one below the other, as `step_<step>.png`; returns the file."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step_{step:06d}.png"
+    Image.fromarray(np.concatenate(list(views.values()), axis=0)).save(path)
+    return path

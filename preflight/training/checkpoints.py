@@ -1,0 +1,216 @@
+"""Checkpoints in openpi's layout: `<step>/{params,train_state,assets}`, written by Orbax, asynchronous and atomic.
+
+`params` holds the parameters that are served (the moving average where there is one) as `{"params": <nested dict>}`, so
+that openpi's own policies load what is trained here. `train_state` holds the rest of the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint import future
+
+from preflight.errors import PreflightError
+from preflight.training.state import TrainState
+
+
+class _FilesHandler(ocp.AsyncCheckpointHandler):
+    """Writes small files inside Orbax's temporary folder, so that they appear with the checkpoint or not at all."""
+
+    def save(self, directory: Any, args: FilesSave) -> None:
+        if jax.process_index() != 0:
+            return
+        for name, content in args.files.items():
+            path = Path(directory) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    async def async_save(self, directory: Any, args: FilesSave) -> list[Any]:
+        return [future.CommitFutureAwaitingContractedSignals(asyncio.to_thread(self.save, directory, args))]
+
+    def restore(self, directory: Any, args: Any = None) -> dict[str, bytes]:
+        root = Path(directory)
+        return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@ocp.args.register_with_handler(_FilesHandler, for_save=True)
+@dataclasses.dataclass
+class FilesSave(ocp.args.CheckpointArgs):
+    """Files to write, by their path below the item's folder."""
+
+    files: dict[str, bytes]
+
+
+@ocp.args.register_with_handler(_FilesHandler, for_restore=True)
+@dataclasses.dataclass
+class FilesRestore(ocp.args.CheckpointArgs):
+    """Reads the files back."""
+
+
+def open_manager(folder: Path, *, keep_period: int | None) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run folder, which must exist.
+
+    Args:
+        folder: The run folder.
+        keep_period: Checkpoints at multiples of it are kept for ever; of the others only the newest.
+    """
+    # Orbax reports every phase of every save at INFO.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        item_names=("params", "train_state", "assets"),
+        item_handlers={
+            "params": ocp.PyTreeCheckpointHandler(),
+            "train_state": ocp.PyTreeCheckpointHandler(),
+            "assets": _FilesHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            keep_period=keep_period,
+            create=False,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(timeout_secs=7200),
+        ),
+    )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: TrainState, assets: dict[str, bytes]) -> None:
+    """Starts a save; the copy off the device is finished on return, the writing goes on in the background.
+
+    Raises:
+        PreflightError: An earlier save, or this one's start, failed: disk full, no permission.
+    """
+    params, train_state = _split(state)
+    try:
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave({"params": params}),
+                train_state=ocp.args.PyTreeSave(train_state),
+                assets=FilesSave(assets),
+            ),
+        )
+    except (OSError, ValueError) as error:
+        raise _save_failed(step, error) from error
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits for the saves under way.
+
+    Raises:
+        PreflightError: One of them failed.
+    """
+    try:
+        manager.wait_until_finished()
+    except (OSError, ValueError) as error:
+        raise _save_failed(None, error) from error
+
+
+def restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
+    """Restores the state of a step.
+
+    Args:
+        manager: The run's checkpoints.
+        step: One of `saved_steps(folder)`.
+        abstract: The state's shapes and dtypes (with shardings, where the arrays should be laid out).
+
+    Raises:
+        PreflightError: The checkpoint is damaged, or of another model.
+    """
+    params, train_state = _split(abstract)
+    _require_fit(manager, step, {"params": {"params": params}, "train_state": train_state})
+
+    def args(item: Any) -> Any:
+        return ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
+
+    try:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(params=args({"params": params}), train_state=args(train_state))
+        )
+    except Exception as error:
+        raise _restore_failed(manager, step, _first_line(error)) from error
+    return _merge(abstract, restored["params"]["params"], restored["train_state"])
+
+
+def _require_fit(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> None:
+    """Compares shapes before anything is read: Orbax names neither leaf nor shapes, and its readers die noisily."""
+    try:
+        metadata = manager.item_metadata(step)
+        found = {item: _shapes(getattr(metadata[item], "tree", metadata[item])) for item in wanted}
+    except Exception as error:
+        raise _restore_failed(manager, step, f"its metadata cannot be read ({_first_line(error)})") from error
+    for item, tree in wanted.items():
+        expected = _shapes(tree)
+        for path in sorted(expected.keys() | found[item].keys()):
+            if path not in found[item]:
+                raise _restore_failed(manager, step, f"{item} lacks {path} {list(expected[path])}")
+            if path not in expected:
+                raise _restore_failed(
+                    manager, step, f"{item} has {path} {list(found[item][path])}, the config does not"
+                )
+            if found[item][path] != expected[path]:
+                shapes = f"{list(found[item][path])} in the checkpoint, {list(expected[path])} in the config"
+                raise _restore_failed(manager, step, f"{path} is {shapes}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _restore_failed(manager: ocp.CheckpointManager, step: int, why: str) -> PreflightError:
+    return PreflightError(
+        f"checkpoint {step} in {manager.directory} cannot be restored: {why}",
+        "it is damaged or belongs to another config; an older one may do: remove that step's folder and resume",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
+    params, ema = nnx.to_pure_dict(state.params), state.ema_params
+    rest: dict[str, Any] = {"step": state.step, "opt_state": _pure(state.opt_state)}
+    if ema is None:
+        return params, rest
+    return nnx.to_pure_dict(ema), {**rest, "params": params}
+
+
+def _merge(abstract: TrainState, served: Any, rest: dict[str, Any]) -> TrainState:
+    opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), jax.tree.leaves(rest["opt_state"]))
+    ema = abstract.ema_params is not None
+    return dataclasses.replace(
+        abstract,
+        step=rest["step"],
+        params=_fill(abstract.params, rest["params"] if ema else served),
+        opt_state=opt_state,
+        ema_params=_fill(abstract.ema_params, served) if ema else None,
+    )
+
+
+def _fill(state: Any, pure: Any) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(pure))
+
+
+def _pure(tree: Any) -> Any:
+    """NNX states inside an optimizer's state as plain dicts: their Variables would add a `value` level on disk."""
+    is_state = lambda x: isinstance(x, nnx.State)  # noqa: E731
+    return jax.tree.map(lambda x: nnx.to_pure_dict(x) if is_state(x) else x, tree, is_leaf=is_state)
+
+
+def _save_failed(step: int | None, error: Exception) -> PreflightError:
+    at = "a checkpoint" if step is None else f"checkpoint {step}"
+    return PreflightError(
+        f"{at} could not be saved: {_first_line(error)}",
+        "look at free space and permission of the run's folder; older checkpoints are untouched",
+    )

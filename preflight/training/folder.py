@@ -1,0 +1,90 @@
+"""A run's folder: where it lies, which checkpoints it holds, and what stands in the way of starting in it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from preflight.errors import PreflightError, UsageError
+from preflight.runs.protocol import Facts
+
+
+def run_folder(facts: Facts, exp_name: str) -> Path:
+    """`<checkpoint_base_dir>/<config>/<exp_name>`.
+
+    Raises:
+        UsageError: The experiment's name would leave the folder, or is no folder's name.
+    """
+    if exp_name in ("", ".", "..") or "/" in exp_name or "\0" in exp_name or exp_name != exp_name.strip():
+        raise UsageError(
+            f"--exp-name {exp_name!r} is not a plain folder name", "letters, digits, '-' and '_'; no '/', not '..'"
+        )
+    return facts.checkpoint_base_dir / facts.name / exp_name
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints in a run folder, ascending.
+
+    Orbax writes into `<step>.orbax-checkpoint-tmp-…` and renames, so a plain number is a complete checkpoint.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def save_steps(facts: Facts) -> list[int]:
+    """The steps whose checkpoint is saved: multiples of the save interval, and the last step."""
+    return sorted({*range(facts.save_interval, facts.num_train_steps, facts.save_interval), facts.num_train_steps - 1})
+
+
+def kept_steps(facts: Facts) -> list[int]:
+    """The checkpoints that are still there at the end: multiples of `keep_period`, and the last."""
+    last = facts.num_train_steps - 1
+    return [s for s in save_steps(facts) if s == last or (facts.keep_period is not None and s % facts.keep_period == 0)]
+
+
+def refuse_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuses a start that would mix two runs or has nothing to go on from; touches nothing.
+
+    Raises:
+        UsageError: The folder exists and neither flag was given, both were given, or there is nothing to resume.
+    """
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume contradict each other", "keep one of them")
+    steps = saved_steps(folder)
+    if resume and not steps:
+        others = [p.name for p in sorted(folder.parent.glob("*")) if saved_steps(p)] if folder.parent.is_dir() else []
+        raise UsageError(
+            f"nothing to resume: {folder} {'holds no checkpoint' if folder.exists() else 'does not exist'}",
+            f"runs with checkpoints: {', '.join(others)}" if others else "start without --resume",
+        )
+    if folder.exists() and not (overwrite or resume) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} already exists" + (f" and holds {len(steps)} checkpoint(s): {_list(steps)}" if steps else ""),
+            "choose another --exp-name, go on with --resume, or delete it with --overwrite",
+        )
+
+
+def create_folder(folder: Path, *, overwrite: bool) -> None:
+    """Makes the run's folder; with `overwrite`, what is there is deleted.
+
+    Raises:
+        PreflightError: No permission, or a file stands in the way.
+    """
+    try:
+        if overwrite and folder.exists():
+            # Renamed first: a deletion that is interrupted leaves no half of a run under the run's name.
+            doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}-deleted-", dir=folder.parent))
+            folder.rename(doomed / folder.name)
+            shutil.rmtree(doomed)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreflightError(
+            f"the run folder {folder} cannot be made: {error.strerror or error}",
+            "choose another place: --set checkpoint_base_dir=DIR",
+        ) from error
+
+
+def _list(steps: list[int]) -> str:
+    return ", ".join(str(s) for s in steps[-5:])

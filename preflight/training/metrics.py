@@ -1,0 +1,75 @@
+"""The metrics: reductions over trees of arrays, over the steps of a log interval, and a line for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+PyTree = Any
+
+# In the order in which a person looks at them; the rest is in metrics.jsonl.
+_SHOWN = ("loss", "grad_norm", "loss_max", "grad_max", "update_ratio", "ema_distance", "learning_rate")
+
+
+def abs_max(tree: PyTree) -> Float[Array, ""]:
+    """The largest absolute value over all leaves, float32; 0 for an empty tree, NaN if any value is."""
+    # The initial value is what an empty tree (everything frozen) needs; jnp.maximum lets NaN through.
+    return jax.tree.reduce(
+        jnp.maximum, jax.tree.map(lambda x: jnp.max(jnp.abs(x), initial=0).astype(jnp.float32), tree), jnp.float32(0)
+    )
+
+
+def abs_mean(tree: PyTree) -> Float[Array, ""]:
+    """The mean absolute value over all elements of all leaves, float32; 0 for an empty tree."""
+    leaves = jax.tree.leaves(tree)
+    # Element counts as Python integers: pi0's 3.2e9 elements overflow an int32 on the device.
+    count = sum(leaf.size for leaf in leaves)
+    total = sum((jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in leaves), jnp.float32(0))
+    return total / max(count, 1)
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """The L2 norm over all leaves, summed in float32 whatever the leaves' dtype; 0 for an empty tree."""
+    squares = (jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def tree_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """The L2 norm of the difference of two trees of the same structure.
+
+    Works on the leaves, which are arrays: nothing here has a `.value`.
+    """
+    return global_norm(jax.tree.map(lambda x, y: x.astype(jnp.float32) - y.astype(jnp.float32), a, b))
+
+
+def reduce_interval(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """One value for each metric over the steps of a log interval.
+
+    Maxima are reduced by the maximum and minima by the minimum: their mean would be neither. The learning rate is the
+    last step's; everything else is averaged. NaN comes through every one of them.
+
+    Args:
+        steps: The metrics of each step, scalars.
+    """
+    fetched = jax.device_get(list(steps))
+    return {name: _reduce(name, np.asarray([step[name] for step in fetched], np.float64)) for name in fetched[0]}
+
+
+def _reduce(name: str, values: np.ndarray) -> float:
+    if name.endswith("_max"):
+        return float(np.max(values))
+    if name.endswith("_min"):
+        return float(np.min(values))
+    if name == "learning_rate":
+        return float(values[-1])
+    return float(np.mean(values))
+
+
+def metrics_line(values: Mapping[str, float]) -> str:
+    """`loss=0.0234, grad_norm=1.234, …`: the metrics that a person watches."""
+    return ", ".join(f"{name}={values[name]:.4g}" for name in _SHOWN if name in values)

@@ -1,0 +1,113 @@
+"""The instrumented train step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from preflight.training.metrics import abs_max, abs_mean, global_norm, tree_distance
+from preflight.training.state import TrainState, model_def, trainable
+
+if TYPE_CHECKING:
+    from preflight.runs import Run
+    from preflight.runs.protocol import Batch
+
+# Parameters that openpi leaves out of `param_norm`: what is no kernel says little about the size of the weights.
+_NOT_KERNELS = ("bias", "scale", "pos_embedding", "input_embedding")
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+def loss_and_grads(run: Run, model: nnx.Module, rng: jax.Array, batch: Batch) -> Any:
+    """The mean loss, every sample's and action step's loss as aux, and the gradients of the trainable parameters.
+
+    Returns:
+        `((loss, chunked_loss), grads)`: a scalar, `[batch, horizon]`, and a state with exactly the trainable leaves.
+        Not annotated: whether a run's loss keeps this contract is what the check `grad.has-aux` asks.
+    """
+
+    def loss_fn(model: nnx.Module, rng: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        chunked_loss = run.compute_loss(model, rng, batch, train=True)
+        return jnp.mean(chunked_loss), chunked_loss
+
+    return nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, run.trainable()), has_aux=True)(model, rng, batch)
+
+
+def train_step(
+    run: Run, structure: nnx.GraphDef[Any], rng: jax.Array, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    Args:
+        run: The run; static.
+        structure: The model's, see `model_def`; static.
+        rng: The run's random key; the step's own is folded from it, so that a resumed run draws the same numbers.
+        state: The state before the step.
+        batch: Arrays with a leading batch axis.
+
+    Returns:
+        The state after the step, and the metrics of the step as scalars on the device: `loss` is the mean over samples
+        and action steps, `loss_std`, `loss_max` and `loss_min` are taken over the same values; `grad_norm` is taken
+        before clipping; `param_norm` covers kernels only, as in openpi; `update_ratio` is `update_norm / param_norm`.
+    """
+    model = nnx.merge(structure, state.params)
+    step_rng = jax.random.fold_in(rng, state.step)
+    (loss, chunked_loss), grads = loss_and_grads(run, model, step_rng, batch)
+
+    trained = trainable(run, state.params)
+    updates, opt_state = run.optimizer().update(grads, state.opt_state, trained)
+    nnx.update(model, optax.apply_updates(trained, updates))
+    params = nnx.state(model)
+
+    ema_params, decay = state.ema_params, run.facts.ema_decay
+    if ema_params is not None and decay is not None:
+        ema_params = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema_params, params)
+
+    param_norm = global_norm(_kernels(params))
+    update_norm = global_norm(updates)
+    metrics = {
+        "loss": loss,
+        "grad_norm": global_norm(grads),
+        "param_norm": param_norm,
+        "loss_std": jnp.std(chunked_loss),
+        "loss_max": jnp.max(chunked_loss),
+        "loss_min": jnp.min(chunked_loss),
+        "grad_max": abs_max(grads),
+        "grad_mean": abs_mean(grads),
+        "update_norm": update_norm,
+        "update_ratio": update_norm / jnp.maximum(param_norm, jnp.finfo(jnp.float32).tiny),
+        "learning_rate": run.learning_rate(state.step),
+    }
+    if ema_params is not None:
+        metrics["ema_distance"] = tree_distance(params, ema_params)
+    new_state = dataclasses.replace(
+        state, step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
+    )
+    return new_state, metrics
+
+
+def _kernels(params: nnx.State) -> list[jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
+    return [leaf for path, leaf in leaves if leaf.ndim > 1 and path[-1].key not in _NOT_KERNELS]
+
+
+def compile_step(run: Run, mesh: jax.sharding.Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The jitted step `(rng, state, batch) -> (state, metrics)`; the state's buffers are donated."""
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    by_sample = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    structure = model_def(run)
+
+    def step(rng: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        return train_step(run, structure, rng, state, batch)
+
+    return jax.jit(
+        step, donate_argnums=1, in_shardings=(replicated, replicated, by_sample), out_shardings=(replicated, replicated)
+    )

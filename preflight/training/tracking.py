@@ -1,0 +1,118 @@
+"""Weights & Biases: chosen once, and never a reason for training to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingChoice:
+    """What wandb will do, and why."""
+
+    mode: Mode
+    reason: str
+
+
+def choose_mode(enabled: bool, environ: Mapping[str, str] = os.environ) -> TrackingChoice:
+    """Chooses wandb's mode once, before anything is started; reads the environment and `~/.netrc`, asks no server.
+
+    Args:
+        enabled: Whether the config wants wandb.
+        environ: Environment variables.
+    """
+    if not enabled:
+        return TrackingChoice("disabled", "wandb_enabled is false")
+    asked = environ.get("WANDB_MODE", "").strip().lower()
+    if asked in ("disabled", "dryrun", "offline"):
+        return TrackingChoice("disabled" if asked == "disabled" else "offline", f"WANDB_MODE={asked}")
+    if environ.get("WANDB_API_KEY"):
+        return TrackingChoice("online", "WANDB_API_KEY is set")
+    host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+    path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~")).expanduser() / ".netrc")
+    try:
+        if netrc.netrc(path).authenticators(host):
+            return TrackingChoice("online", f"{path} holds a login for {host}")
+    except (OSError, netrc.NetrcParseError):
+        pass
+    return TrackingChoice("offline", "no credentials: neither WANDB_API_KEY nor a login in ~/.netrc")
+
+
+class Tracker:
+    """A wandb run, or nothing; a failure of wandb is warned about once and then left alone."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    @classmethod
+    def start(
+        cls, choice: TrackingChoice, *, project: str, name: str, config: dict[str, Any], folder: Path, resume: bool
+    ) -> Tracker:
+        """Starts wandb in the run's folder; keeps its id in `wandb_id.txt` and goes on under it when resumed."""
+        if choice.mode == "disabled":
+            return cls(None)
+        id_file = folder / "wandb_id.txt"
+        try:
+            import wandb
+
+            run_id = id_file.read_text().strip() if resume and id_file.exists() else None
+            run = wandb.init(
+                project=project,
+                name=name,
+                config=config,
+                dir=folder,
+                mode=choice.mode,
+                id=run_id,
+                resume="allow" if run_id else None,
+                # What is asked for is the verdict and the metrics, not wandb's banner or a copy of the terminal.
+                settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            )
+            id_file.write_text(f"{run.id}\n")
+        except Exception as error:  # noqa: BLE001
+            logger.warning("wandb could not be started, training goes on without it: %s", error)
+            return cls(None)
+        return cls(run)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Logs values of a step."""
+        self._guard(lambda run: run.log(values, step=step))
+
+    def log_images(self, key: str, images: Sequence[Any], captions: Sequence[str], step: int) -> None:
+        """Logs pictures, uint8 `[h, w, 3]` each."""
+
+        def log(run: Any) -> None:
+            import wandb
+
+            pictures = [wandb.Image(i, caption=c) for i, c in zip(images, captions, strict=True)]
+            run.log({key: pictures}, step=step)
+
+        self._guard(log)
+
+    def finish(self) -> None:
+        """Ends the run."""
+        self._guard(lambda run: run.finish())
+
+    def sync_command(self) -> str | None:
+        """The command that uploads an offline run, None where there is nothing to upload."""
+        if self._run is None or not getattr(self._run, "offline", False):
+            return None
+        return f"wandb sync {Path(self._run.dir).parent}"
+
+    def _guard(self, action: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # noqa: BLE001
+            logger.warning("wandb failed, training goes on without it: %s", error)
+            self._run = None

@@ -1,0 +1,69 @@
+"""How wandb's mode is chosen, and that its failures never stop a run. The wandb here is the real one, offline."""
+
+import pytest
+
+from preflight.training.tracking import Tracker, TrackingChoice, choose_mode
+
+
+@pytest.mark.parametrize(
+    ("enabled", "environ", "mode", "reason"),
+    [
+        (False, {"WANDB_API_KEY": "k"}, "disabled", "wandb_enabled is false"),
+        (True, {}, "offline", "no credentials"),
+        (True, {"WANDB_API_KEY": "k"}, "online", "WANDB_API_KEY is set"),
+        (True, {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline", "WANDB_MODE=offline"),
+        (True, {"WANDB_MODE": "disabled"}, "disabled", "WANDB_MODE=disabled"),
+        (True, {"WANDB_MODE": "online"}, "offline", "no credentials"),
+    ],
+)
+def test_the_mode_is_chosen_from_the_environment(tmp_path, enabled, environ, mode, reason):
+    choice = choose_mode(enabled, {"HOME": str(tmp_path), **environ})
+    assert (choice.mode, reason in choice.reason) == (mode, True)
+    assert "k" not in choice.reason.split()  # the key itself is never shown
+
+
+def test_a_login_in_netrc_counts_and_a_broken_file_does_not(tmp_path):
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    netrc.chmod(0o600)
+    choice = choose_mode(True, {"HOME": str(tmp_path)})
+    assert choice.mode == "online"
+    assert "secret" not in choice.reason
+    assert choose_mode(True, {"HOME": str(tmp_path), "WANDB_BASE_URL": "https://other.example"}).mode == "offline"
+    netrc.write_text("machine\n")
+    assert choose_mode(True, {"HOME": str(tmp_path)}).mode == "offline"
+
+
+class Failing:
+    """A run whose every call fails, as after a lost disk."""
+
+    offline = True
+    dir = "/nowhere/files"
+
+    def log(self, *args, **kwargs):
+        raise OSError("gone")
+
+    def finish(self):
+        raise OSError("gone")
+
+
+def test_a_failure_is_warned_about_once(caplog):
+    tracker = Tracker(Failing())
+    for step in range(3):
+        tracker.log({"loss": 1.0}, step)
+    tracker.finish()
+    assert [record.message for record in caplog.records] == ["wandb failed, training goes on without it: gone"]
+
+
+def test_a_wandb_that_cannot_start_is_warned_about(tmp_path, caplog):
+    tracker = Tracker.start(
+        TrackingChoice("offline", "test"),
+        project="p" * 1000,
+        name="n",
+        config={},
+        folder=tmp_path,
+        resume=False,
+    )
+    tracker.log({"loss": 1.0}, 0)
+    assert tracker.sync_command() is None
+    assert "wandb could not be started, training goes on without it" in caplog.text
