@@ -1,0 +1,15 @@
+"""The checks. `CHECKLIST` is the whole list, in the order in which it is shown; nothing registers itself."""
+
+from checks import config, data, env, grad, loader, memory, storage, tracking, tree
+
+CHECKLIST = (
+    *env.CHECKS,
+    *config.CHECKS,
+    *data.CHECKS,
+    *grad.CHECKS,
+    *tree.CHECKS,
+    *memory.CHECKS,
+    *loader.CHECKS,
+    *storage.CHECKS,
+    *tracking.CHECKS,
+)
