@@ -1,0 +1,114 @@
+"""`preflight check`: the checklist."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from preflight.cli.options import ConfigArgument, SetOption, StackOption, one_of, open_run, output_file
+from preflight.errors import EXIT_CLEARED, EXIT_NOT_CLEARED, EXIT_WARNINGS, UsageError
+
+FORMATS = ("text", "short", "json", "junit")
+
+
+def check(
+    config: ConfigArgument = None,
+    stack: StackOption = "auto",
+    level: Annotated[
+        str,
+        typer.Option(
+            "--level",
+            metavar="LEVEL",
+            help="quick (files and config), standard (adds traces and a measured loader) or full.",
+        ),
+    ] = "standard",
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--target",
+            metavar="GPU",
+            help="Judge memory for this GPU, present or not, e.g. h100-80gb.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[list[str], typer.Option("--only", metavar="GLOB", help="Run only these checks.")] = [],  # noqa: B006
+    skip: Annotated[list[str], typer.Option("--skip", metavar="GLOB", help="Leave these checks out.")] = [],  # noqa: B006
+    ignore: Annotated[
+        list[str],
+        typer.Option("--ignore", metavar="ID=REASON", help="Show a check, but keep it out of the verdict."),
+    ] = [],  # noqa: B006
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", metavar="fail|warn", help="With warn, warnings exit with code 4.")
+    ] = "fail",
+    format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text, short, json or junit.")] = "text",  # noqa: A002
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", metavar="FILE", help="Write the result there instead of to stdout.", show_default=False
+        ),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006
+) -> int:
+    """Say whether a training run will work.
+
+    Exit codes: 0 cleared, 2 usage or config, 3 not cleared, 4 warnings under --fail-on warn.
+    """
+    from checks.context import CheckContext
+    from preflight.checklist import select
+    from preflight.cli import end_now
+    from preflight.cli.clearing import all_checks, clear, heading, ignores_of
+    from preflight.report.text import TextReport
+
+    one_of("--format", format, FORMATS)
+    one_of("--fail-on", fail_on, ("fail", "warn"))
+    checks = all_checks()
+    selection = select(checks, level=level, only=only, skip=skip)
+    run, project = open_run(config, stack, set_)
+    ignores = ignores_of(project, ignore, checks)
+    if target is not None:
+        from preflight.telemetry.devices import gpu
+
+        target = gpu(target).name
+    context = CheckContext(run=run, target=target, expect=project.expect)
+
+    with output_file(output) as file:
+        stream = file or sys.stdout
+        text = format == "text"
+        # Whoever asks for a machine's format at a terminal still sees that something happens.
+        shown = stream if text else sys.stderr
+        report = (
+            TextReport(selection.checks, shown, heading=heading(context, level), required_by=selection.required_by)
+            if text or (file is not None and sys.stderr.isatty())
+            else None
+        )
+        clearing = clear(context, selection, level=level, ignores=ignores, report=report)
+        if not text:
+            stream.write(_render(format, clearing.document))
+            stream.flush()
+    code = EXIT_CLEARED
+    if clearing.verdict == "not-cleared":
+        code = EXIT_NOT_CLEARED
+    elif clearing.verdict == "cleared-with-warnings" and fail_on == "warn":
+        code = EXIT_WARNINGS
+    if clearing.abandoned:
+        end_now(code)
+    return code
+
+
+def _render(format: str, document: dict[str, object]) -> str:  # noqa: A002
+    if format == "short":
+        from preflight.report.short import render_short
+
+        return render_short(document)
+    if format == "junit":
+        from preflight.report.junit import render_junit
+
+        return render_junit(document)
+    if format == "json":
+        from preflight.report.as_json import render_json
+
+        return render_json(document)
+    raise UsageError(f"unknown format {format!r}", f"valid: {', '.join(FORMATS)}")

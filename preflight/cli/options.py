@@ -1,0 +1,75 @@
+"""What several commands ask for."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+
+import typer
+
+from preflight.config.builtin import DEFAULT_CONFIG
+from preflight.config.project import Project, find_project
+from preflight.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from preflight.runs import Run
+
+ConfigArgument = Annotated[
+    Optional[str],  # noqa: UP045  typer before 0.13 reads no `str | None`
+    typer.Argument(
+        metavar="[CONFIG]",
+        help=f"A built-in config or a TOML run file; without it the project file's, else {DEFAULT_CONFIG}.",
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config field, e.g. --set batch_size=8.")
+]
+StackOption = Annotated[str, typer.Option("--stack", metavar="NAME", help="auto or native.")]
+
+
+def open_run(config: str | None, stack: str, assignments: list[str]) -> tuple[Run, Project]:
+    """The run that the command line means, and the project it stands in."""
+    from preflight.cli.progress import demo_progress
+    from preflight.runs import load_run
+
+    project = find_project(Path.cwd())
+    name = config or project.config or DEFAULT_CONFIG
+    if stack == "auto" and project.stack is not None:
+        stack = project.stack
+    return load_run(name, stack=stack, assignments=assignments, on_demo=demo_progress()), project
+
+
+def one_of(option: str, value: str, valid: tuple[str, ...]) -> str:
+    """The value, if it is valid.
+
+    Raises:
+        UsageError: It is not; lists those that are.
+    """
+    if value not in valid:
+        from preflight.suggest import unknown
+
+        message, hint = unknown(f"value for {option}", value, valid)
+        raise UsageError(message, hint)
+    return value
+
+
+@contextmanager
+def output_file(path: Path | None) -> Iterator[TextIO | None]:
+    """The file of `--output`, opened before anything is measured: a wrong path should cost no minute.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output {path} cannot be written: {error.strerror or error}") from None
+    with file:
+        yield file

@@ -1,0 +1,119 @@
+"""`preflight train`: the instrumented run, after the checklist where it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from preflight.cli.options import ConfigArgument, SetOption, StackOption, open_run
+from preflight.errors import EXIT_INTERRUPTED, EXIT_NOT_CLEARED, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from preflight.training.loop import Summary
+
+
+def train(
+    config: ConfigArgument = None,
+    exp_name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--exp-name",
+            metavar="NAME",
+            help="The run's folder; one made from date and time without it.",
+            show_default=False,
+        ),
+    ] = None,
+    after_checks: Annotated[
+        bool, typer.Option("--after-checks", help="Run the checklist first; start only when it is cleared.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what the run's folder holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's newest checkpoint.")] = False,
+    stack: StackOption = "auto",
+    ignore: Annotated[
+        list[str], typer.Option("--ignore", metavar="ID=REASON", help="Keep a check out of the verdict.")
+    ] = [],  # noqa: B006
+    set_: SetOption = [],  # noqa: B006
+) -> int:
+    """Train with instruments.
+
+    Exit codes: 0 done, 2 usage or config, 3 not cleared (nothing is left behind), 130 interrupted (and saved).
+    """
+    from preflight.training.folder import refuse_folder, run_folder
+
+    run, project = open_run(config, stack, set_)
+    if resume and exp_name is None:
+        raise UsageError("--resume needs --exp-name", "it names the run to go on with")
+    if ignore and not after_checks:
+        raise UsageError("--ignore has no meaning without --after-checks")
+    folder = run_folder(run.facts, exp_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    refuse_folder(folder, overwrite=overwrite, resume=resume)
+
+    clearance = None
+    if after_checks:
+        clearance = _clear(run, project, ignore, folder, overwrite, resume)
+        if clearance["verdict"] == "not-cleared":
+            sys.stdout.write("Not started: the checklist is not cleared. Nothing was created.\n")
+            return EXIT_NOT_CLEARED
+        sys.stdout.write("\n")
+    from preflight.cli.progress import TrainProgress
+    from preflight.data.loader import start_worker_server
+    from preflight.training.loop import train as fly
+
+    if run.facts.num_workers:
+        start_worker_server()
+    with TrainProgress(run.facts.num_train_steps) as progress:
+        summary = fly(
+            run,
+            folder,
+            overwrite=overwrite,
+            resume=resume,
+            clearance=clearance,
+            say=progress.say,
+            on_step=progress.advance,
+        )
+    sys.stdout.write(_closing(summary))
+    return EXIT_INTERRUPTED if summary.interrupted else 0
+
+
+def _clear(run: Any, project: Any, ignore: list[str], folder: Path, overwrite: bool, resume: bool) -> dict[str, Any]:
+    from checks.context import CheckContext
+    from preflight.checklist import select
+    from preflight.cli import end_now
+    from preflight.cli.clearing import all_checks, clear, heading, ignores_of
+    from preflight.report.text import TextReport
+
+    checks = all_checks()
+    selection = select(checks, level="standard")
+    context = CheckContext(run=run, expect=project.expect, folder=folder, overwrite=overwrite, resume=resume)
+    report = TextReport(selection.checks, sys.stdout, heading=heading(context, "standard"))
+    clearing = clear(context, selection, level="standard", ignores=ignores_of(project, ignore, checks), report=report)
+    if clearing.abandoned and clearing.verdict == "not-cleared":
+        end_now(EXIT_NOT_CLEARED)
+    return clearing.document
+
+
+def _closing(summary: Summary) -> str:
+    folder = summary.folder
+    hours = summary.seconds / 3600
+    spent = f"{summary.seconds:.0f} s" if summary.seconds < 600 else f"{hours:.2f} h"
+    lines = [
+        f"Training {'interrupted' if summary.interrupted else 'completed'}: {summary.steps} steps in {spent}"
+        + (f" ({summary.steps_per_sec:.2f} steps/s)" if summary.steps > 1 else "")
+        + f", first step {summary.first_step_s:.1f} s, loss {summary.last_loss:.4g} (best {summary.best_loss:.4g})",
+        f"  metrics       {folder / 'metrics.jsonl'}",
+    ]
+    if summary.camera_views:
+        lines.append(f"  camera views  {folder / 'camera_views'} ({len(summary.camera_views)} pictures)")
+    if summary.checkpoints:
+        steps = ", ".join(str(step) for step in summary.checkpoints)
+        lines.append(f"  checkpoints   {folder} (steps {steps})")
+    if summary.wandb_sync:
+        lines.append(f"  wandb         offline; upload with: {summary.wandb_sync}")
+    if summary.interrupted:
+        lines.append(f"  go on with    preflight train … --exp-name {folder.name} --resume")
+    return "\n".join(lines) + "\n"
