@@ -29,8 +29,9 @@ format: $(VENV)/.installed-dev ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-static: setup ## Time what can be known before the first step
+bench-static: setup ## Time the commands that need no step, and the first batch
 	$(BIN)/python -m bench.static
+	$(BIN)/python -m bench.first_batch
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preflight needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'

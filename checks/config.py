@@ -165,10 +165,11 @@ def _epochs(context: CheckContext) -> Outcome:
     frames = read_info(context.run.source()).total_frames
     epochs = facts.num_train_steps * facts.batch_size / frames
     measured = {"epochs": round(epochs, 2), "frames": frames, "samples": facts.num_train_steps * facts.batch_size}
+    passes = f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
     if epochs < 1 or epochs > 100:
         low, high = (max(1, round(n * frames / facts.batch_size)) for n in (5, 10))
         return warned(
-            f"{facts.num_train_steps:,} steps of {facts.batch_size} are {epochs:,.3g} passes over {frames:,} frames",
+            f"{facts.num_train_steps:,} steps of {facts.batch_size} are {passes} passes over {frames:,} frames",
             measured=measured,
             expected={"epochs": "1 to 100"},
             hint=Hint(
@@ -176,7 +177,7 @@ def _epochs(context: CheckContext) -> Outcome:
                 commands=with_settings(context, f"num_train_steps={high}"),
             ),
         )
-    return passed(f"{epochs:.3g} passes over {frames:,} frames", measured=measured)
+    return passed(f"{passes} passes over {frames:,} frames", measured=measured)
 
 
 def _ema(context: CheckContext) -> Outcome:

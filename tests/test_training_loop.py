@@ -1,4 +1,4 @@
-"""The training loop on the real robot's recording, with a tiny model: what it leaves, how it resumes, what it refuses."""
+"""The training loop on a real recording, with a tiny model: what it leaves, how it resumes, what it refuses."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ def flown(tmp_path_factory):
 
 
 def test_a_run_leaves_what_it_says(flown):
-    run, summary, said = flown
+    _, summary, said = flown
     folder = summary.folder
     assert (summary.steps, summary.checkpoints, summary.interrupted) == (6, (3, 5), False)
     assert said[0] == "Training config: g1 with 0 workers"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from typing import NoReturn
 
 from preflight.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, PreflightError
@@ -32,6 +31,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception:  # noqa: BLE001
+        import traceback
+
         traceback.print_exc()
         print("preflight: internal error; the lines above belong into a bug report", file=sys.stderr)  # noqa: T201
         code = EXIT_INTERNAL

@@ -76,7 +76,7 @@ def train(
             say=progress.say,
             on_step=progress.advance,
         )
-    sys.stdout.write(_closing(summary))
+    sys.stdout.write(_closing(summary, run.facts.reference))
     return EXIT_INTERRUPTED if summary.interrupted else 0
 
 
@@ -97,7 +97,7 @@ def _clear(run: Any, project: Any, ignore: list[str], folder: Path, overwrite: b
     return clearing.document
 
 
-def _closing(summary: Summary) -> str:
+def _closing(summary: Summary, reference: str) -> str:
     folder = summary.folder
     hours = summary.seconds / 3600
     spent = f"{summary.seconds:.0f} s" if summary.seconds < 600 else f"{hours:.2f} h"
@@ -115,5 +115,7 @@ def _closing(summary: Summary) -> str:
     if summary.wandb_sync:
         lines.append(f"  wandb         offline; upload with: {summary.wandb_sync}")
     if summary.interrupted:
-        lines.append(f"  go on with    preflight train … --exp-name {folder.name} --resume")
+        lines.append(
+            f"  go on with    preflight train {reference} --exp-name {folder.name} --resume, and the same --set options"
+        )
     return "\n".join(lines) + "\n"

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from preflight.data.episodes import Episodes
 from preflight.data.metadata import DatasetInfo, Feature, nearest
-from preflight.data.parquet import read_parquet
+from preflight.data.parquet import as_numpy, list_lengths, read_parquet
 from preflight.errors import DataError
 
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
@@ -103,7 +102,7 @@ def _values(table: pa.Table, key: str, feature: Feature, path: str) -> np.ndarra
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         _require_no_null(array, key, path)
         size = sizes.pop(0) if sizes else 1
-        lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+        lengths = list_lengths(array)
         if (wrong := np.flatnonzero(lengths != size)).size:
             row = int(wrong[0]) * rows // len(array)
             raise DataError(
@@ -116,7 +115,7 @@ def _values(table: pa.Table, key: str, feature: Feature, path: str) -> np.ndarra
         raise DataError(f"{path}: column {key!r} holds {array.type}, not numbers")
     if math.prod(sizes) != 1:
         raise DataError(f"{path}: {key!r} has one value a row, but info.json gives it the shape {list(feature.shape)}")
-    return array.to_numpy(zero_copy_only=False).reshape(rows, -1)
+    return as_numpy(array).reshape(rows, -1)
 
 
 def _require_no_null(array: pa.Array, key: str, path: str) -> None:

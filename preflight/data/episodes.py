@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 
 from preflight.data.files import damage, read_json_lines
 from preflight.data.metadata import DatasetInfo
-from preflight.data.parquet import open_parquet, read_parquet
+from preflight.data.parquet import as_numpy, open_parquet, read_parquet
 from preflight.errors import DataError
 
 
@@ -202,7 +202,7 @@ def _numbers(table: pa.Table, column: str, path: Path) -> np.ndarray:
     values = table.column(column)
     if values.null_count or not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise DataError(f"{path}: column {column!r} must hold a number for each episode, got {values.type}")
-    return values.to_numpy()
+    return as_numpy(values.combine_chunks() if values.num_chunks != 1 else values.chunk(0))
 
 
 def _tasks_v3(path: Path) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -55,6 +56,29 @@ def read_parquet(path: Path, columns: Iterable[str]) -> pa.Table:
             return file.read(columns=columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from error
+
+
+def as_numpy(array: pa.Array) -> np.ndarray:
+    """Gives the values of an array of numbers without nulls, without a copy (booleans: with one).
+
+    pyarrow's own `to_numpy` imports pandas wherever that is installed: 0.3 s and 40 MB in each process.
+
+    Args:
+        array: Integers, floats or booleans.
+
+    Returns:
+        One axis; not to be written to.
+    """
+    if pa.types.is_boolean(array.type):
+        return np.from_dlpack(array.cast(pa.uint8())).astype(bool)
+    return np.from_dlpack(array)
+
+
+def list_lengths(array: pa.Array) -> np.ndarray:
+    """Gives the length of each list in an array of lists without nulls."""
+    if pa.types.is_fixed_size_list(array.type):
+        return np.full(len(array), array.type.list_size)
+    return np.diff(as_numpy(array.offsets))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

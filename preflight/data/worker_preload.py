@@ -27,7 +27,6 @@ MODULES = (
     "torch.multiprocessing",
     "torch.utils.data",
     "pyarrow.parquet",
-    "pyarrow.compute",
     "av",
     "PIL.Image",
     "preflight.data.dataset",
