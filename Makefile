@@ -8,7 +8,7 @@ ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format bench-static clean
+.PHONY: help setup demo test format docs bench-static clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,11 +23,14 @@ test: $(VENV)/.installed-dev ## Lint, types, layers and every test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 format: $(VENV)/.installed-dev ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev ## Write the generated pages of docs/
+	$(BIN)/python docs/generate.py
 
 bench-static: setup ## Time the commands that need no step, and the first batch
 	$(BIN)/python -m bench.static

@@ -1,7 +1,7 @@
-"""`python -m bench.first_batch [CONFIG]`: how long four workers take to their first batch, each time in a fresh process.
+"""`python -m bench.first_batch [CONFIG]`: how long four workers take to their first batch, in fresh processes.
 
-Measured from constructing the loader, with torch imported and the dataset open, in two ways: the server that workers are
-forked from is started with the loader, or it was started when the process began, as `preflight train` does.
+Measured from constructing the loader, with torch imported and the dataset open, in two ways: the server that workers
+are forked from is started with the loader, or it was started when the process began, as `preflight train` does.
 """
 
 from __future__ import annotations

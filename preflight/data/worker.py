@@ -21,8 +21,8 @@ from preflight.errors import PreflightError
 
 # mallopt's parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# A 640x480 frame (0.9 MiB) is recycled in the heap, larger ones are mapped and given back. Without fixed thresholds glibc
-# raises them by itself and the heap fragments: a worker with three cameras grew from 25 to 215 MiB within a minute.
+# A 640x480 frame (0.9 MiB) is recycled in the heap, larger ones are mapped and given back. Without fixed thresholds
+# glibc raises them by itself and the heap fragments: a worker with three cameras grew from 25 to 215 MiB in a minute.
 _LARGEST_RECYCLED_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20
 

@@ -1,0 +1,46 @@
+"""The documentation cannot rot: its generated pages are compared with the code, its examples with the files."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from checks import CHECKLIST
+from preflight.config.builtin import BUILTIN_CONFIGS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    subprocess.run([sys.executable, ROOT / "docs/generate.py", folder], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["commands.md", "checks.md"])
+def test_generated_pages_are_up_to_date(generated, name):
+    assert (ROOT / "docs" / name).read_text() == (generated / name).read_text(), "run `make docs`"
+
+
+def test_the_readme_names_only_what_exists():
+    ids = {check.id for check in CHECKLIST}
+    categories = {id_.partition(".")[0] for id_ in ids}
+    # Dotted names like `memory.device`; config keys like `data.root` share the first word with a category.
+    named = set(re.findall(r"`((?:%s)\.[a-z-]+)`" % "|".join(categories), README))
+    assert named - ids <= {"data.root", "data.cameras"}
+    assert set(re.findall(r"\bpi0_lighter_cup_\w+", README)) <= BUILTIN_CONFIGS.keys()
+    for target in re.findall(r"`make ([a-z-]+)`", README):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_run_file_in_the_readme_is_the_example():
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    example = tomllib.loads((ROOT / "examples/g1.toml").read_text())
+    assert example in [tomllib.loads(block) for block in blocks]
