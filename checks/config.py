@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 
-from checks.context import CheckContext, with_settings
+from checks.context import CheckContext, visible_gpus, with_settings
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
 from preflight.data.metadata import read_info
+from preflight.runs import command_line
 from preflight.suggest import unknown
 from preflight.training.folder import kept_steps, save_steps
 
@@ -22,7 +24,7 @@ def _expectations(context: CheckContext) -> Outcome:
             continue
         found = list(settings[key]) if isinstance(settings[key], tuple) else settings[key]
         measured[key] = found
-        if found != wanted:
+        if not _meets(found, wanted):
             wrong.append(f"{key} is {found!r}, expected {wanted!r}")
     if wrong:
         return failed(
@@ -35,10 +37,42 @@ def _expectations(context: CheckContext) -> Outcome:
     return passed(f"{len(measured)} expectations met: {', '.join(f'{k} = {v}' for k, v in measured.items())}")
 
 
+def _meets(found: object, wanted: object) -> bool:
+    if wanted == "none" and found is None:
+        return True  # TOML has no word for it
+    # Python takes True for 1.
+    return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+
+
+def _freeze(context: CheckContext) -> Outcome:
+    from checks.trace import abstract_state, paths
+
+    patterns = context.run.facts.settings.get("freeze") or ()
+    params = paths(abstract_state(context).params)
+    frozen = {p: [path for path in params if re.fullmatch(p, path)] for p in patterns}
+    matched = {path for found in frozen.values() for path in found}
+    measured = {"patterns": {p: len(found) for p, found in frozen.items()}, "leaves": len(params)}
+    if len(matched) == len(params):
+        return failed(
+            "freeze matches every parameter: nothing would be trained",
+            measured=measured,
+            hint=Hint(text="a pattern is matched with the whole path; name fewer modules, as in '.*/img/.*'"),
+        )
+    if idle := [p for p, found in frozen.items() if not found]:
+        return warned(
+            f"freeze pattern {idle[0]!r} matches no parameter",
+            measured=measured,
+            evidence=tuple(sorted(params)[:8]),
+            hint=Hint(text="a pattern must match a parameter's whole path; the lines above show some"),
+        )
+    trained = sum(leaf.size for path, leaf in params.items() if path not in matched)
+    return passed(f"{len(params) - len(matched)} of {len(params)} leaves are trained, {trained:,} parameters")
+
+
 def _batch(context: CheckContext) -> Outcome:
     batch_size = context.run.facts.batch_size
     frames = read_info(context.run.source()).total_frames
-    gpus = max(1, _visible_gpus(context))
+    gpus = max(1, len(visible_gpus(context)))
     measured = {"batch_size": batch_size, "frames": frames, "devices": gpus}
     if frames < batch_size:
         return failed(
@@ -56,14 +90,6 @@ def _batch(context: CheckContext) -> Outcome:
     return passed(f"batches of {batch_size} from {frames:,} frames, {batch_size // gpus} per device", measured=measured)
 
 
-def _visible_gpus(context: CheckContext) -> int:
-    visible = context.probes.environ.get("CUDA_VISIBLE_DEVICES")
-    present = len(context.probes.gpus())
-    if visible is None or not present:
-        return present
-    return min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
-
-
 def _workers(context: CheckContext) -> Outcome:
     workers, cpus = context.run.facts.num_workers, context.probes.cpus()
     measured = {"num_workers": workers, "cpus": cpus.count, "cpus_source": cpus.source}
@@ -73,7 +99,7 @@ def _workers(context: CheckContext) -> Outcome:
             measured=measured,
             hint=Hint(
                 text="more workers than cores cost RAM and start-up and bring no speed; measure it",
-                commands=(f"preflight bench-loader {context.run.facts.reference} --workers {_sweep(cpus.count)}",),
+                commands=(command_line(context.run.facts, "bench-loader", "--workers", _sweep(cpus.count)),),
             ),
         )
     if workers == 0:
@@ -132,7 +158,7 @@ def _schedule(context: CheckContext) -> Outcome:
         commands=with_settings(
             context,
             f"lr_schedule.decay_steps={steps}",
-            f"lr_schedule.warmup_steps={max(1, min(facts.warmup_steps, steps // 20))}",
+            f"lr_schedule.warmup_steps={min(facts.warmup_steps, steps // 20)}",
         ),
     )
     if facts.warmup_steps >= steps:
@@ -199,7 +225,7 @@ def _ema(context: CheckContext) -> Outcome:
             measured=measured,
             hint=Hint(
                 text="a shorter average",
-                commands=with_settings(context, f"ema_decay={1 - 10 / max(20, facts.num_train_steps):.3g}"),
+                commands=with_settings(context, f"ema_decay={1 - 10 / max(20, facts.num_train_steps):.6g}"),
             ),
         )
     return passed(f"moving average over about {horizon:,.0f} steps", measured=measured)
@@ -274,6 +300,17 @@ CHECKS = (
         run=_epochs,
         doc="Runs are counted in steps; this says what that means in passes over the frames. Less than one "
         "pass leaves data unseen, hundreds of passes over a small dataset overfit.",
+    ),
+    Check(
+        id="config.freeze",
+        title="What is frozen is what was meant",
+        level="standard",
+        severity="fail",
+        timeout_s=180,
+        failures=("F11",),
+        run=_freeze,
+        doc="Matches the config's freeze patterns with the paths of the model's parameters, traced and not allocated. "
+        "A pattern that matches nothing freezes nothing, without a word; one that matches everything trains nothing.",
     ),
     Check(
         id="config.ema",

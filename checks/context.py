@@ -11,7 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from preflight.runs import Run
+from preflight.runs import Run, command_line
 from preflight.telemetry.cpus import CpuCount, usable_cpus
 from preflight.telemetry.devices import PresentGpu, present_gpus
 from preflight.telemetry.memory import MemoryLimit, available_memory
@@ -28,6 +28,11 @@ class Probes:
     gpus: Callable[[], list[PresentGpu]] = present_gpus
     disk_free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free  # bytes
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    error: Exception
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +56,31 @@ class CheckContext:
         """Makes a value at most once, whichever check asks first; the others wait for it."""
         with self._locks.setdefault(key, threading.Lock()):
             if key not in self._made:
-                self._made[key] = make()
+                try:
+                    self._made[key] = make()
+                except Exception as error:
+                    # Whoever asks next would fail alike, after the same time.
+                    self._made[key] = _Failure(error)
+                    raise
+            if isinstance(self._made[key], _Failure):
+                raise self._made[key].error
             return self._made[key]
 
 
 def with_settings(context: CheckContext, *assignments: str) -> tuple[str]:
-    """The command that checks the run with other settings, for a hint."""
-    changes = " ".join(f"--set {assignment}" for assignment in assignments)
-    return (f"preflight check {context.run.facts.reference} {changes}",)
+    """The command that checks the run with further settings, for a hint."""
+    words = [word for assignment in assignments for word in ("--set", assignment)]
+    target = () if context.target is None else ("--target", context.target)
+    return (command_line(context.run.facts, "check", *words, *target),)
+
+
+def visible_gpus(context: CheckContext) -> list[PresentGpu]:
+    """The GPUs that a training would see: CUDA_VISIBLE_DEVICES may hide some of those that are here."""
+    gpus, visible = context.probes.gpus(), context.probes.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return gpus
+    named = [word.strip() for word in visible.split(",")]
+    if all(word.isdecimal() for word in named):
+        return [gpu for gpu in gpus if str(gpu.index) in named]
+    # Empty or -1 hides all; UUIDs cannot be told apart here, but they can be counted.
+    return gpus[: len([word for word in named if word not in ("", "-1")])]

@@ -36,6 +36,8 @@ def _has_aux(context: CheckContext) -> Outcome:
     total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     problems = contract_problems(out, (batch_size, run.facts.action_horizon), trained)
     measured = {"parameters": total, "trainable_parameters": sum(leaf.size for leaf in trained.values())}
+    if not trained:
+        problems.insert(0, "there is nothing to train: freeze matches every parameter")
     if problems:
         return failed(
             problems[0],
@@ -120,6 +122,7 @@ CHECKS = (
         title="Loss, aux and gradients keep their contract",
         level="standard",
         severity="fail",
+        requires=("config.freeze",),
         timeout_s=180,
         run=_has_aux,
         doc="Traces value_and_grad(..., has_aux=True) of the full-size model with jax.eval_shape: no array is made, so "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from checks.context import CheckContext
+from checks.context import CheckContext, with_settings
 from checks.sweep import configured_point, loader_sweep
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
+from preflight.runs import command_line
 
 
 def _throughput(context: CheckContext) -> Outcome:
@@ -12,7 +13,12 @@ def _throughput(context: CheckContext) -> Outcome:
     result, own = loader_sweep(context), configured_point(context)
     if own is None:
         why = result.not_measured.get(facts.num_workers, "no reason is known")
-        return failed(f"the loader could not be measured with {facts.num_workers} workers: {why}")
+        return failed(
+            f"the loader could not be measured with {facts.num_workers} workers: {why}",
+            hint=Hint(
+                text="fewer workers", commands=with_settings(context, f"num_workers={result.recommended_num_workers}")
+            ),
+        )
     rate = own.samples_per_s
     measured = {
         "samples_per_s": {
@@ -37,7 +43,7 @@ def _throughput(context: CheckContext) -> Outcome:
             measured=measured,
             hint=Hint(
                 text="measure it at length",
-                commands=(f"preflight bench-loader {facts.reference} --workers {workers}",),
+                commands=(command_line(facts, "bench-loader", "--workers", workers),),
             ),
         )
     return passed(summary, measured=measured)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from checks import units
-from checks.context import CheckContext, with_settings
+from checks.context import CheckContext, visible_gpus, with_settings
 from checks.sweep import configured_point, loader_sweep
 from checks.trace import StateBytes, state_bytes
 from preflight.checklist import Check, Hint, Outcome, errored, failed, passed, skipped, warned
 from preflight.errors import UsageError
+from preflight.runs import command_line
 from preflight.telemetry.devices import GPUS, gpu
 
 _GIB = 2**30
@@ -23,6 +24,7 @@ class _Device:
     name: str
     limit: int  # bytes that the run may take
     why: str  # how the limit came about
+    gpu_bytes: int = 0  # all of a GPU's memory
 
 
 def _device(context: CheckContext) -> Outcome:
@@ -51,7 +53,7 @@ def _device(context: CheckContext) -> Outcome:
             measured=measured,
             expected={"state_gib": f"less than {device.limit / _GIB:.1f}"},
             evidence=evidence,
-            hint=Hint(text=text, commands=_commands(context, fitting)),
+            hint=Hint(text=text, commands=_commands(context, device, size, fitting)),
         )
     if size.total > 0.85 * device.limit:
         return warned(
@@ -68,16 +70,23 @@ def _judged_device(context: CheckContext) -> _Device:
     text = environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
     try:
         fraction = _DEFAULT_MEM_FRACTION if text is None else float(text)
+        if not 0 < fraction <= 1:
+            raise ValueError
     except ValueError:
-        raise UsageError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={text!r} is not a number", "for example 0.95") from None
+        raise UsageError(
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION={text!r} is not a share between 0 and 1", "for example 0.95"
+        ) from None
     said = f"XLA_PYTHON_CLIENT_MEM_FRACTION={text}" if text else f"jax's default share of {_DEFAULT_MEM_FRACTION:.0%}"
     if context.target is not None:
         spec = gpu(context.target)
-        return _Device(spec.title, int(spec.memory_bytes * fraction), f"{units.size(spec.memory_bytes)}, {said}")
-    present = context.probes.gpus()
+        return _Device(
+            spec.title, int(spec.memory_bytes * fraction), f"{units.size(spec.memory_bytes)}, {said}", spec.memory_bytes
+        )
+    present = visible_gpus(context)
     if present:
         least = min(present, key=lambda g: g.total_bytes)
-        return _Device(least.name, int(least.total_bytes * fraction), f"{units.size(least.total_bytes)}, {said}")
+        total = least.total_bytes
+        return _Device(least.name, int(total * fraction), f"{units.size(total)}, {said}", total)
     memory = context.probes.memory()
     return _Device(
         "no accelerator, so host RAM", memory.available_bytes, f"{memory.source}: {units.size(memory.available_bytes)}"
@@ -90,10 +99,13 @@ def _parts(size: StateBytes) -> str:
     return f"{units.size(size.total)} ({listed})"
 
 
-def _commands(context: CheckContext, fitting: list[str]) -> tuple[str, ...]:
-    if context.target is None and not context.probes.gpus() and fitting:
-        return (f"preflight check {context.run.facts.reference} --target {fitting[0]}",)
-    return (f"export XLA_PYTHON_CLIENT_MEM_FRACTION={_ADVISED_MEM_FRACTION}",)
+def _commands(context: CheckContext, device: _Device, size: StateBytes, fitting: list[str]) -> tuple[str, ...]:
+    advised = f"XLA_PYTHON_CLIENT_MEM_FRACTION={_ADVISED_MEM_FRACTION}"
+    if device.gpu_bytes * _ADVISED_MEM_FRACTION > size.total:
+        return (f"export {advised}",)
+    if not fitting:
+        return ()
+    return (f"{advised} {command_line(context.run.facts, 'check', '--target', fitting[0])}",)
 
 
 def _workers(context: CheckContext) -> Outcome:
@@ -101,9 +113,16 @@ def _workers(context: CheckContext) -> Outcome:
     if facts.num_workers == 0:
         return skipped("num_workers is 0: there is no worker to measure")
     result, own = loader_sweep(context), configured_point(context)
-    if own is None or own.workers_mib is None or own.pss_mib is None:
-        why = result.not_measured.get(facts.num_workers, "the system does not tell a process's memory")
-        return errored(f"the memory of {facts.num_workers} workers could not be measured: {why}")
+    if own is None:
+        why = result.not_measured.get(facts.num_workers, "no reason is known")
+        return failed(
+            f"{facts.num_workers} workers were not even started: {why}",
+            hint=Hint(
+                text="fewer workers", commands=with_settings(context, f"num_workers={result.recommended_num_workers}")
+            ),
+        )
+    if own.workers_mib is None or own.pss_mib is None:
+        return errored("the memory of the workers could not be measured: the system does not tell it")
     budget = result.memory
     total = budget.baseline_mib + own.workers_mib
     measured = {

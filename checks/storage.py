@@ -12,21 +12,21 @@ from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.errors import UsageError
 from preflight.training.folder import kept_steps, refuse_folder, saved_steps
 
+_ELSEWHERE = Hint(text="choose another place: --set checkpoint_base_dir=DIR")
 _GIB = 2**30
 
 
 def _checkpoint_dir(context: CheckContext) -> Outcome:
-    elsewhere = _elsewhere(context)
     base = context.run.facts.checkpoint_base_dir
     ancestor = _nearest_existing(base)
     if not ancestor.is_dir():
-        return failed(f"{ancestor} is a file: {base} cannot be made below it", hint=elsewhere)
+        return failed(f"{ancestor} is a file: {base} cannot be made below it", hint=_ELSEWHERE)
     try:
         # An unnamed file: a verdict of "not cleared" leaves nothing behind.
         with tempfile.TemporaryFile(dir=ancestor) as file:
             file.write(b"preflight")
     except OSError as error:
-        return failed(f"{ancestor} cannot be written: {error.strerror or error}", hint=elsewhere)
+        return failed(f"{ancestor} cannot be written: {error.strerror or error}", hint=_ELSEWHERE)
     folder = context.folder
     if folder is None:
         return passed(f"{ancestor} can be written; the run's folder will be below {base}")
@@ -58,7 +58,7 @@ def _space(context: CheckContext) -> Outcome:
         f"{count} checkpoints of {units.size(size)} need {units.size(needed)}, {place} has {units.size(free)} free"
     )
     if size > free:
-        return failed(f"not even one fits: {summary}", measured=measured, hint=_elsewhere(context))
+        return failed(f"not even one fits: {summary}", measured=measured, hint=_ELSEWHERE)
     if needed > free:
         return failed(
             summary,
@@ -69,10 +69,6 @@ def _space(context: CheckContext) -> Outcome:
             ),
         )
     return passed(summary, measured=measured)
-
-
-def _elsewhere(context: CheckContext) -> Hint:
-    return Hint(text="choose another place", commands=with_settings(context, "checkpoint_base_dir=DIR"))
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -20,7 +20,12 @@ def loader_sweep(context: CheckContext) -> SweepResult:
         from bench.sweep import sweep
 
         facts = context.run.facts
-        workers = {facts.num_workers} if facts.num_workers == 0 else {min(2, facts.num_workers), facts.num_workers}
+        # The run's own number, and others to compare it with: two, and a worker a core.
+        workers = {
+            facts.num_workers,
+            min(2, max(1, facts.num_workers)),
+            min(8, max(1, int(context.probes.cpus().count))),
+        }
         return sweep(
             context.run.dataset(),
             batch_size=facts.batch_size,

@@ -70,20 +70,12 @@ def tree_bytes(tree: Any) -> int:
 
 
 def paths(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their path, joined by `/`."""
+    """The leaves of a tree of parameters by their path, joined by `/`."""
     import jax
 
-    return {
-        "/".join(_part(p) for p in path if _part(p) != "value"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    from preflight.models.params import parameter_path
 
-
-def _part(entry: Any) -> str:
-    for name in ("key", "name", "idx"):
-        if hasattr(entry, name):
-            return str(getattr(entry, name))
-    return str(entry)
+    return {parameter_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def user_line(error: BaseException) -> str | None:

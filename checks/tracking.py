@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import queue
 import socket
+import threading
 from urllib.parse import urlparse
 
 from checks.context import CheckContext
@@ -22,17 +24,39 @@ def _wandb(context: CheckContext) -> Outcome:
         return failed("wandb is not installed", hint=Hint(text="install it", commands=("pip install wandb",)))
     if choice.mode == "offline":
         return passed(f"wandb runs offline ({choice.reason}); metrics also go to metrics.jsonl")
-    url = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host, port = url.hostname or "api.wandb.ai", url.port or (80 if url.scheme == "http" else 443)
+    base = environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
-        socket.create_connection((host, port), timeout=_PING_S).close()
-    except OSError as error:
+        url = urlparse(base)
+        host, port = url.hostname, url.port or (80 if url.scheme == "http" else 443)
+    except ValueError:
+        host = None
+    if host is None:
+        return failed(f"WANDB_BASE_URL={base!r} is no web address", hint=Hint(text="for example https://api.wandb.ai"))
+    if (error := _unreachable(host, port)) is not None:
         return warned(
             f"wandb would run online ({choice.reason}), but {host}:{port} does not answer within {_PING_S:g} "
             f"s: {error}",
             hint=Hint(text="run offline and sync later", commands=("export WANDB_MODE=offline",)),
         )
     return passed(f"wandb runs online ({choice.reason}); {host} answers")
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    """Why a connection cannot be made, None where it can; answers in time even where the name's look-up hangs."""
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_PING_S).close()
+            answers.put(None)
+        except OSError as error:
+            answers.put(str(error))
+
+    threading.Thread(target=connect, name="wandb ping", daemon=True).start()
+    try:
+        return answers.get(timeout=_PING_S)
+    except queue.Empty:
+        return "no answer"
 
 
 CHECKS = (

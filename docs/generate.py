@@ -1,4 +1,4 @@
-"""`python docs/generate.py [DIR]`: writes what the documentation says about commands and checks, from the code itself."""
+"""`python docs/generate.py [DIR]`: writes what the documentation says about commands and checks, from the code."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ def commands_page() -> str:
 
 def checks_page() -> str:
     """Every check, as `preflight explain` tells it."""
-    parts = [
-        "# Checks\n\nWritten by `make docs` from the checks themselves; `preflight explain ID` says the same.\n"
-        "`fail` and `warn` say what a miss amounts to; the level is the lowest that includes the check.\n"
-    ]
+    parts = ["# Checks\n\nWritten by `make docs` from the checks themselves; `preflight explain ID` says the same.\n"]
     for check in CHECKLIST:
         facts = [f"level {check.level}", f"a miss is a {check.severity}"]
         if check.requires:

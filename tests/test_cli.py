@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -208,17 +209,34 @@ def test_bench_loader_prints_a_table_and_valid_json(tmp_path):
     assert document["config"] == "g1"
 
 
-def test_a_reader_that_has_enough_is_no_error(tmp_path):
-    done = subprocess.run(
-        f"{PREFLIGHT} list-checks | head -1; echo ${{PIPESTATUS[0]}}",
-        shell=True,
-        executable="/bin/bash",
-        env=environment(),
-        capture_output=True,
-        text=True,
+def shell(line, cwd):
+    return subprocess.run(
+        line, shell=True, executable="/bin/bash", cwd=cwd, env=environment(), capture_output=True, text=True
     )
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[-1] == "0"
+
+
+def test_an_output_that_breaks_does_not_change_the_verdict(tmp_path):
+    quick = f"{PREFLIGHT} check {EXAMPLE} --level quick"
+    listed = shell(f"{PREFLIGHT} list-checks | head -1; echo ${{PIPESTATUS[0]}}", tmp_path)
+    assert (listed.stderr, listed.stdout.splitlines()[-1]) == ("", "0")
+    failing = shell(f"{quick} --set batch_size=600 | head -1; echo ${{PIPESTATUS[0]}}", tmp_path)
+    assert (failing.stderr, failing.stdout.splitlines()[-1]) == ("", "3")
+    closed = shell(f"{quick} >&-; echo $?", tmp_path)
+    assert (closed.stderr, closed.stdout) == ("", "0\n")
+    full = shell(f"{quick} > /dev/full; echo $?", tmp_path)
+    assert full.stderr == "preflight: the output could not be written: No space left on device\n"
+    assert full.stdout == "1\n"
+    to_file = shell(f"{quick} --output /dev/full; echo $?", tmp_path)
+    assert to_file.stdout == "2\n"
+    assert "--output /dev/full cannot be written: No space left on device" in to_file.stderr
+
+
+def test_ctrl_c_with_a_dead_tee_still_saves(tmp_path):
+    words = " ".join(["train", EXAMPLE, *TINY, "--exp-name", "teed", "--set", "num_workers=0"])
+    # head reads up to "Step 2" and goes; the run must go on, and SIGINT must still save.
+    shell(f"{PREFLIGHT} {words} | head -5; sleep 1", tmp_path)
+    folder = tmp_path / "checkpoints/g1/teed"
+    assert [p.name for p in folder.iterdir() if p.name.isdecimal()] == ["39"]
 
 
 def test_ctrl_c_during_the_checks_exits_130_and_leaves_nothing(tmp_path):
@@ -234,8 +252,9 @@ def test_ctrl_c_during_a_training_saves_and_the_run_goes_on_where_it_stopped(tmp
     assert "SIGINT: saving a checkpoint, then stopping" in output
     folder = tmp_path / "checkpoints/g1/night"
     (saved,) = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()]
-    assert f"preflight train {EXAMPLE} --exp-name night --resume" in output
-    done = preflight(*words, "--resume", cwd=tmp_path)
+    # The command that it prints is the command that works.
+    shown = shlex.split(re.search(r"go on with +preflight (.*)", output)[1])
+    done = preflight(*shown, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"Step {saved + 1}: " in done.stdout
     assert "Training completed" in done.stdout

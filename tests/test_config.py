@@ -54,9 +54,8 @@ def test_set_uses_the_fields_own_types(tmp_path, monkeypatch):
             "lr_schedule.peak_lr=1",
             "milestones=[0, 5]",
             "data.norm=quantile",
-            "data.root=some/where",
             "data.cameras.base_0_rgb=observation.images.top",
-            "project_name=2026",
+            "project_name=1.10",
             "keep_period=none",
             "wandb_enabled=false",
         ],
@@ -67,12 +66,19 @@ def test_set_uses_the_fields_own_types(tmp_path, monkeypatch):
     assert isinstance(config.lr_schedule.peak_lr, float)
     assert config.milestones == (0, 5)
     assert config.data.norm == "quantile"
-    assert config.data.root == tmp_path / "some/where"
     assert config.data.cameras["base_0_rgb"] == "observation.images.top"
     assert config.data.cameras["left_wrist_0_rgb"] == "observation.images.cam_left_wrist"  # the others stay
-    assert config.project_name == "2026"
+    assert config.project_name == "1.10"
     assert config.keep_period is None
     assert config.wandb_enabled is False
+
+
+def test_another_dataset_keeps_nothing_of_the_demos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = load_config(DEMO, ["data.root=2026/where"]).data
+    assert (data.root, data.cameras, data.delta_actions) == (tmp_path / "2026/where", {}, ())
+    whole = load_config(DEMO, ["data.cameras={base_0_rgb = 'top'}"]).data
+    assert whole.cameras == {"base_0_rgb": "top"}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +99,13 @@ def test_set_uses_the_fields_own_types(tmp_path, monkeypatch):
         ("batch_size", "--set 'batch_size' is not KEY=VALUE", "for example"),
         ("=3", "--set '=3' is not KEY=VALUE", "for example"),
         ("lr_schedule.warmup_steps=200", "lr_schedule.decay_steps (120) must be more than", None),
+        ("batch_size=8\nlog_interval=3", "batch_size must be a whole number", None),
+        ("lr_schedule.peak_lr=nan", "lr_schedule.peak_lr must be a positive, finite number, not nan", None),
+        ("lr_schedule.peak_lr=-1", "lr_schedule.peak_lr must be a positive, finite number, not -1", None),
+        ("optimizer.b1=5", "optimizer.b1 must be between 0 and 1, not 5", None),
+        ("seed=9223372036854775808", "seed must be below 2**63", None),
+        ("checkpoint_base_dir=~nosuchuser/x", "checkpoint_base_dir: ", None),
+        ('name="a\\nb"', "cannot be a folder's name", None),
         ("name=../up", "name '../up' cannot be a folder's name", "folder"),
         ("freeze=['(']", "freeze: '(' is not a regular expression", None),
     ],
@@ -131,6 +144,7 @@ def test_a_run_file_says_only_what_differs(tmp_path):
     [
         ("batch_size = \n", "is not valid TOML: Invalid value (at line 1, column 14)"),
         ('base = "zebra"', "unknown base 'zebra'"),
+        ('base = ["a"]', "unknown base"),
         ("bach_size = 3", "unknown key 'bach_size'; did you mean 'batch_size'?"),
         ("data = 3", "data is a table, not 3"),
         ('[data]\nroot = "x"\nrepo_id = "a/b"', "data.root and data.repo_id are both given"),
@@ -162,6 +176,14 @@ def test_the_nearest_project_file_is_used(tmp_path):
     assert project.expect == {"num_workers": 8, "data.norm": "zscore"}
     (below / "preflight.toml").write_text('stack = "native"')
     assert find_project(below).stack == "native"
+
+
+def test_a_tool_table_that_is_none_is_named(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool]\npreflight = 3\n")
+    with pytest.raises(UsageError, match="tool.preflight must be a table, not 3"):
+        find_project(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("tool = 3\n")
+    find_project(tmp_path)
 
 
 def test_a_pyproject_without_our_table_is_passed_over(tmp_path):

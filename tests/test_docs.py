@@ -31,7 +31,7 @@ def test_the_readme_names_only_what_exists():
     ids = {check.id for check in CHECKLIST}
     categories = {id_.partition(".")[0] for id_ in ids}
     # Dotted names like `memory.device`; config keys like `data.root` share the first word with a category.
-    named = set(re.findall(r"`((?:%s)\.[a-z-]+)`" % "|".join(categories), README))
+    named = set(re.findall(rf"`((?:{'|'.join(categories)})\.[a-z-]+)`", README))
     assert named - ids <= {"data.root", "data.cameras"}
     assert set(re.findall(r"\bpi0_lighter_cup_\w+", README)) <= BUILTIN_CONFIGS.keys()
     for target in re.findall(r"`make ([a-z-]+)`", README):

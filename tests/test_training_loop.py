@@ -174,6 +174,7 @@ def test_a_checkpoint_of_another_model_is_named(flown, tmp_path):
     folder = tmp_path / "g1" / "run"
     shutil.copytree(summary.folder, folder)
     shutil.rmtree(folder / "5")
+    (folder / "config.json").unlink()  # which would refuse before the checkpoint is looked at
     for other, why in (
         ("model.siglip_variant=Ti/112", "encoder_norm/bias is [32] in the checkpoint, [192] in the config"),
         ("ema_decay=0.9", "train_state lacks params/PaliGemma/img"),
@@ -184,6 +185,61 @@ def test_a_checkpoint_of_another_model_is_named(flown, tmp_path):
         assert why in caught.value.message
         assert "another config" in caught.value.hint
     assert saved_steps(folder) == [3]
+
+
+def test_a_resume_under_other_settings_is_refused_and_keeps_all(flown, tmp_path):
+    _, summary, _ = flown
+    folder = tmp_path / "g1" / "run"
+    shutil.copytree(summary.folder, folder)
+    with pytest.raises(UsageError, match="run was started with other settings") as caught:
+        fly(tiny_run(tmp_path, "batch_size=4", "keep_period=none", "num_train_steps=9"), resume=True)
+    assert "batch_size is 4, was 2; keep_period is None, was 3" in caught.value.message
+    assert saved_steps(folder) == [3, 5]
+
+
+def test_a_resume_without_metrics_begins_them_anew(flown, tmp_path):
+    _, summary, _ = flown
+    folder = tmp_path / "g1" / "run"
+    shutil.copytree(summary.folder, folder)
+    shutil.rmtree(folder / "5")
+    (folder / "metrics.jsonl").unlink()
+    fly(tiny_run(tmp_path), resume=True)
+    assert [r["step"] for r in records(folder)] == [4, 5]
+
+
+def test_only_one_of_two_starts_gets_the_folder(tmp_path):
+    create_folder(tmp_path / "run", overwrite=False)  # empty: a leftover, taken over
+    create_folder(tmp_path / "run", overwrite=False)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="was made by another process in the meantime"):
+        create_folder(tmp_path / "run", overwrite=False)
+
+
+class Dying:
+    """A dataset that fails at its fourth sample and after."""
+
+    def __init__(self, dataset):
+        self.dataset, self.taken = dataset, 0
+        self.stats = dataset.stats
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        self.taken += 1
+        if self.taken > 6:
+            raise DataError("the disk went away")
+        return self.dataset[index]
+
+
+def test_a_loader_that_fails_loses_nothing_that_was_trained(tmp_path, monkeypatch):
+    run = tiny_run(tmp_path, "wandb_enabled=false")
+    dying = Dying(run.dataset())
+    monkeypatch.setattr(run, "dataset", lambda: dying)
+    with pytest.raises(PreflightError, match="the disk went away") as caught:
+        fly(run)
+    assert "Checkpoint 2 is saved; --resume goes on from it." in caught.value.hint
+    assert saved_steps(tmp_path / "g1" / "run") == [2]
 
 
 def test_a_damaged_checkpoint_is_named(flown, tmp_path):
@@ -282,7 +338,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", " x", "../../up"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", " x", "../../up", "x\ny", "n" * 300])
 def test_an_experiment_cannot_leave_its_folder(tmp_path, name):
     with pytest.raises(UsageError, match="is not a plain folder name"):
         run_folder(tiny_run(tmp_path).facts, name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
+from preflight.cli.stdout import open_stdout
 from preflight.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, PreflightError
 
 
@@ -16,27 +18,25 @@ def main() -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Nothing here may wait for the network; a dataset that is not on the disk is a finding.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.stdout = stdout = open_stdout()
     try:
         code = _run()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        end_now(EXIT_INTERRUPTED)
+        _complain("interrupted")
+        code = EXIT_INTERRUPTED
     except PreflightError as error:
-        print(f"preflight: {error.message}", file=sys.stderr)  # noqa: T201
-        if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        _complain(f"preflight: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
         code = error.exit_code
-    except BrokenPipeError:
-        # `preflight check | head`: whoever reads has enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception:  # noqa: BLE001
         import traceback
 
-        traceback.print_exc()
-        print("preflight: internal error; the lines above belong into a bug report", file=sys.stderr)  # noqa: T201
+        _complain(f"{traceback.format_exc()}preflight: internal error; the lines above belong into a bug report")
         code = EXIT_INTERNAL
-    sys.exit(code)
+    stdout.flush()
+    if stdout.lost is not None:
+        _complain(f"preflight: the output could not be written: {stdout.lost.strerror}")
+        code = code or EXIT_INTERNAL
+    _end(code)
 
 
 def _run() -> int:
@@ -58,19 +58,30 @@ def _run() -> int:
     return result if isinstance(result, int) else 0
 
 
-def end_now(code: int) -> NoReturn:
-    """Ends the process at once, with the processes that it started.
+def _complain(text: str) -> None:
+    with suppress(OSError, AttributeError):  # stderr may be closed, or None
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
-    For when a check's thread was given up on or Ctrl-C came: joining such a thread could take for ever.
+
+def _end(code: int) -> NoReturn:
+    """Ends the process, with the processes that it started.
+
+    Where threads or processes were started, they are not waited for: a check that was given up on, or wandb's service
+    without a network, would keep the process for ever. All that is to be kept has been written by now.
     """
+    if sys.modules.keys().isdisjoint({"multiprocessing.forkserver", "wandb", "jax"}):
+        sys.exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import psutil
 
+    with suppress(Exception):
+        # The worker server and its socket's folder; what the interpreter would do at its end.
+        from multiprocessing import util
+
+        util._run_finalizers()  # type: ignore[attr-defined]
     for child in psutil.Process().children(recursive=True):
-        try:
+        with suppress(psutil.Error):
             child.kill()
-        except psutil.Error:
-            continue
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, AttributeError):
+        sys.stderr.flush()
     os._exit(code)

@@ -29,7 +29,7 @@ def bench_loader(
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text or json.")] = "text",  # noqa: A002
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", metavar="FILE", help="Also write the JSON there, point by point.", show_default=False),
+        typer.Option("--output", metavar="FILE", help="Also write the JSON there.", show_default=False),
     ] = None,
     set_: SetOption = [],  # noqa: B006
 ) -> int:

@@ -58,7 +58,6 @@ def check(
     """
     from checks.context import CheckContext
     from preflight.checklist import select
-    from preflight.cli import end_now
     from preflight.cli.clearing import all_checks, clear, heading, ignores_of
     from preflight.report.text import TextReport
 
@@ -84,17 +83,15 @@ def check(
             if text or (file is not None and sys.stderr.isatty())
             else None
         )
-        clearing = clear(context, selection, level=level, ignores=ignores, report=report)
+        document = clear(context, selection, level=level, ignores=ignores, report=report)
         if not text:
-            stream.write(_render(format, clearing.document))
+            stream.write(_render(format, document))
             stream.flush()
     code = EXIT_CLEARED
-    if clearing.verdict == "not-cleared":
+    if document["verdict"] == "not-cleared":
         code = EXIT_NOT_CLEARED
-    elif clearing.verdict == "cleared-with-warnings" and fail_on == "warn":
+    elif document["verdict"] == "cleared-with-warnings" and fail_on == "warn":
         code = EXIT_WARNINGS
-    if clearing.abandoned:
-        end_now(code)
     return code
 
 

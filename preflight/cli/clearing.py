@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,19 +16,6 @@ if TYPE_CHECKING:
     from preflight.report.text import TextReport
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clearing:
-    """A checklist that was run."""
-
-    document: dict[str, Any]  # `check --format json`
-    abandoned: bool  # a check timed out and its thread may still be running
-
-    @property
-    def verdict(self) -> str:
-        """cleared, cleared-with-warnings or not-cleared."""
-        return str(self.document["verdict"])
-
-
 def all_checks() -> list[Check[Any]]:
     """Ours and those of installed plugins, in order."""
     from checks import CHECKLIST
@@ -43,7 +28,7 @@ def ignores_of(project: Project, options: list[str], checks: list[Check[Any]]) -
     try:
         ignores = parse_ignores([f"{check}={reason}" for check, reason in project.ignore.items()], checks)
     except UsageError as error:
-        raise UsageError(f"{project.path}: {error.message}", error.hint) from None
+        raise UsageError(f"{project.path}: {error.message.replace('--ignore', 'ignore of')}", error.hint) from None
     return ignores | parse_ignores(options, checks)
 
 
@@ -54,8 +39,8 @@ def clear(
     level: str,
     ignores: dict[str, str],
     report: TextReport | None,
-) -> Clearing:
-    """Runs the checks, shows them through the report as they come, and gives the verdict."""
+) -> dict[str, Any]:
+    """Runs the checks, shows them through the report as they come, and gives the document of `check --format json`."""
     from preflight.report.document import to_document
     from preflight.telemetry.environment import environment
 
@@ -73,7 +58,7 @@ def clear(
     if report is not None:
         report.finish(duration_s=duration_s)
     facts = context.run.facts
-    document = to_document(
+    return to_document(
         results,
         config=facts.name,
         stack=facts.stack,
@@ -84,8 +69,6 @@ def clear(
         environment=environment(),
         preflight_version=__version__,
     )
-    sys.stdout.flush()
-    return Clearing(document=document, abandoned=any(result.abandoned for result in results))
 
 
 def heading(context: CheckContext, level: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, TextIO
@@ -59,7 +60,7 @@ def one_of(option: str, value: str, valid: tuple[str, ...]) -> str:
 
 @contextmanager
 def output_file(path: Path | None) -> Iterator[TextIO | None]:
-    """The file of `--output`, opened before anything is measured: a wrong path should cost no minute.
+    """The text of `--output`'s file, which is tried before anything is measured: a wrong path should cost no minute.
 
     Raises:
         UsageError: It cannot be written.
@@ -67,9 +68,21 @@ def output_file(path: Path | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
+    refused = "--output {} cannot be written: {}".format
+    existed = path.exists()
     try:
-        file = path.open("w", encoding="utf-8")
+        path.open("a").close()
     except OSError as error:
-        raise UsageError(f"--output {path} cannot be written: {error.strerror or error}") from None
-    with file:
-        yield file
+        raise UsageError(refused(path, error.strerror or error)) from None
+    # Written in one go at the end: what an interrupted command would leave is not taken for its result.
+    buffer = io.StringIO()
+    try:
+        yield buffer
+    except BaseException:
+        if not existed:
+            path.unlink(missing_ok=True)
+        raise
+    try:
+        path.write_text(buffer.getvalue(), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(refused(path, error.strerror or error)) from None

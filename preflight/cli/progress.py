@@ -35,7 +35,7 @@ class TrainProgress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -45,7 +45,7 @@ class TrainProgress:
             redirect_stderr=False,
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task("training", total=total)
+        self._task = self._bar.add_task("compiling the first step", total=total)
 
     def __enter__(self) -> TrainProgress:
         self._bar.start()
@@ -63,4 +63,4 @@ class TrainProgress:
 
     def advance(self, step: int) -> None:
         """Moves the bar to a finished step."""
-        self._bar.update(self._task, completed=step + 1)
+        self._bar.update(self._task, completed=step + 1, description="training")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -14,6 +16,7 @@ from preflight.errors import EXIT_INTERRUPTED, EXIT_NOT_CLEARED, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from preflight.runs import Facts
     from preflight.training.loop import Summary
 
 
@@ -66,6 +69,7 @@ def train(
 
     if run.facts.num_workers:
         start_worker_server()
+    threading.excepthook = _end_quietly
     with TrainProgress(run.facts.num_train_steps) as progress:
         summary = fly(
             run,
@@ -76,14 +80,13 @@ def train(
             say=progress.say,
             on_step=progress.advance,
         )
-    sys.stdout.write(_closing(summary, run.facts.reference))
+    sys.stdout.write(_closing(summary, run.facts))
     return EXIT_INTERRUPTED if summary.interrupted else 0
 
 
 def _clear(run: Any, project: Any, ignore: list[str], folder: Path, overwrite: bool, resume: bool) -> dict[str, Any]:
     from checks.context import CheckContext
     from preflight.checklist import select
-    from preflight.cli import end_now
     from preflight.cli.clearing import all_checks, clear, heading, ignores_of
     from preflight.report.text import TextReport
 
@@ -91,13 +94,17 @@ def _clear(run: Any, project: Any, ignore: list[str], folder: Path, overwrite: b
     selection = select(checks, level="standard")
     context = CheckContext(run=run, expect=project.expect, folder=folder, overwrite=overwrite, resume=resume)
     report = TextReport(selection.checks, sys.stdout, heading=heading(context, "standard"))
-    clearing = clear(context, selection, level="standard", ignores=ignores_of(project, ignore, checks), report=report)
-    if clearing.abandoned and clearing.verdict == "not-cleared":
-        end_now(EXIT_NOT_CLEARED)
-    return clearing.document
+    return clear(context, selection, level="standard", ignores=ignores_of(project, ignore, checks), report=report)
 
 
-def _closing(summary: Summary, reference: str) -> str:
+def _end_quietly(args: threading.ExceptHookArgs) -> None:
+    """A failed save is reported by the loop; Orbax's own threads would print its traceback before that."""
+    logging.getLogger(__name__).debug("in thread %s", args.thread, exc_info=args.exc_value)
+
+
+def _closing(summary: Summary, facts: Facts) -> str:
+    from preflight.runs import command_line
+
     folder = summary.folder
     hours = summary.seconds / 3600
     spent = f"{summary.seconds:.0f} s" if summary.seconds < 600 else f"{hours:.2f} h"
@@ -115,7 +122,5 @@ def _closing(summary: Summary, reference: str) -> str:
     if summary.wandb_sync:
         lines.append(f"  wandb         offline; upload with: {summary.wandb_sync}")
     if summary.interrupted:
-        lines.append(
-            f"  go on with    preflight train {reference} --exp-name {folder.name} --resume, and the same --set options"
-        )
+        lines.append(f"  go on with    {command_line(facts, 'train', '--exp-name', folder.name, '--resume')}")
     return "\n".join(lines) + "\n"

@@ -16,6 +16,10 @@ from preflight.suggest import unknown
 T = TypeVar("T")
 
 
+class RawText(str):
+    """The right side of a `--set`, read by the type of the field it is for."""
+
+
 def merge(config: T, values: Mapping[str, Any], *, where: str, base_dir: Path, prefix: str = "") -> T:
     """Returns the config with the given values replaced.
 
@@ -39,11 +43,13 @@ def merge(config: T, values: Mapping[str, Any], *, where: str, base_dir: Path, p
             raise UsageError(f"{where}: {message}", hint)
         current = getattr(config, key)
         if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
+            table = _toml_value(value) if isinstance(value, RawText) else value
+            if not isinstance(table, Mapping):
                 fields = ", ".join(f"{dotted}.{f.name}" for f in dataclasses.fields(current))
-                raise UsageError(f"{where}: {dotted} is a table, not {value!r}", f"its keys: {fields}")
-            changes[key] = merge(current, value, where=where, base_dir=base_dir, prefix=f"{dotted}.")
+                raise UsageError(f"{where}: {dotted} is a table, not {table!r}", f"its keys: {fields}")
+            changes[key] = merge(current, table, where=where, base_dir=base_dir, prefix=f"{dotted}.")
         elif isinstance(current, dict) and isinstance(value, Mapping) and where == "--set":
+            # data.cameras.SLOT=KEY changes one slot; data.cameras={...} comes as text and replaces them all.
             changes[key] = {**current, **_convert(hints[key], dict(value), dotted, where, base_dir)}
         else:
             changes[key] = _convert(hints[key], value, dotted, where, base_dir)
@@ -53,8 +59,8 @@ def merge(config: T, values: Mapping[str, Any], *, where: str, base_dir: Path, p
 def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
     """Turns `["data.norm=quantile", "batch_size=8"]` into a nested mapping.
 
-    The right side is read as a TOML value where it is one (`8`, `1e-4`, `[0, 5]`, `"text"`, `true`), as text otherwise;
-    `none` unsets.
+    The right side stays text until the type of its field is known, see `merge`: text fields take it as it stands,
+    others read it as a TOML value (`8`, `1e-4`, `[0, 5]`, `true`); `none` unsets.
 
     Raises:
         UsageError: No `=`, an empty key, or one key as both value and table.
@@ -73,21 +79,27 @@ def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise UsageError(f"--set {assignment!r}: {part!r} is given a value and keys at once")
-        table[parts[-1]] = _toml_value(text.strip())
+        table[parts[-1]] = RawText(text.strip())
     return values
 
 
 def _toml_value(text: str) -> Any:
-    if text.lower() in ("none", "null"):
-        return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        values = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return text
+        return str(text)
+    return values["value"] if len(values) == 1 else str(text)  # a line break could smuggle in a second key
 
 
 def _convert(hint: Any, value: Any, key: str, where: str, base_dir: Path) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, RawText):
+        if value.lower() in ("none", "null"):
+            value = None
+        elif _is_text(hint) and value[:1] not in ('"', "'"):
+            value = str(value)
+        else:
+            value = _toml_value(value)
     if value is None:
         if type(None) in args:
             return None
@@ -105,14 +117,21 @@ def _convert(hint: Any, value: Any, key: str, where: str, base_dir: Path) -> Any
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(args[1], v, f"{key}.{k}", where, base_dir) for k, v in value.items()}
     if hint is Path and isinstance(value, str) and value:
-        return base_dir / Path(value).expanduser()
+        try:
+            return base_dir / Path(value).expanduser()
+        except RuntimeError as error:
+            raise UsageError(f"{where}: {key}: {error}") from None
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint is str and where == "--set" and not isinstance(value, dict | list):
-        return str(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise UsageError(f"{where}: {key} must be {_describe(hint)}, not {value!r}")
+
+
+def _is_text(hint: Any) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is_text(inner) for inner in typing.get_args(hint))
+    return hint in (str, Path) or typing.get_origin(hint) is Literal
 
 
 def _describe(hint: Any) -> str:

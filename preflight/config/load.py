@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -33,7 +34,8 @@ def load_config(name: str, assignments: Iterable[str] = ()) -> TrainConfig:
     else:
         message, hint = unknown("config", name, BUILTIN_CONFIGS)
         raise UsageError(message, f"{hint}; or the path of a TOML run file")
-    config = merge(config, parse_assignments(assignments), where="--set", base_dir=Path.cwd())
+    overrides = parse_assignments(assignments)
+    config = merge(_for_other_data(config, overrides), overrides, where="--set", base_dir=Path.cwd())
     validate(config)
     return config
 
@@ -59,16 +61,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _load_file(path: Path) -> TrainConfig:
     values = read_toml(path)
     base_name = values.pop("base", DEFAULT_CONFIG)
-    if base_name not in BUILTIN_CONFIGS:
+    if not isinstance(base_name, str) or base_name not in BUILTIN_CONFIGS:
         message, hint = unknown("base", str(base_name), BUILTIN_CONFIGS)
         raise UsageError(f"{path}: {message}", hint)
     base = dataclasses.replace(BUILTIN_CONFIGS[base_name], name=path.stem)
-    data = values.get("data", {})
-    if isinstance(data, dict) and {"root", "repo_id"} & data.keys():
-        # Another dataset has other cameras and other dimensions: the base's would be wrong without a word.
-        base = dataclasses.replace(base, data=dataclasses.replace(base.data, cameras={}, delta_actions=()))
+    base = _for_other_data(base, values)
     # Not resolved through links: messages should show the path as the user knows it.
     return merge(base, values, where=str(path), base_dir=path.parent.absolute())
+
+
+def _for_other_data(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
+    """Another dataset has other cameras and dimensions than the demo's: those would be wrong without a word."""
+    data, demo = changes.get("data", {}), config.data.root is None and config.data.repo_id is None
+    if demo and isinstance(data, dict) and {"root", "repo_id"} & data.keys():
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, cameras={}, delta_actions=()))
+    return config
 
 
 def validate(config: TrainConfig) -> None:
@@ -77,7 +84,7 @@ def validate(config: TrainConfig) -> None:
     Raises:
         UsageError: Names the first such value.
     """
-    model, schedule = config.model, config.lr_schedule
+    model, schedule, adamw = config.model, config.lr_schedule, config.optimizer
     for name, value, least in (
         ("batch_size", config.batch_size, 1),
         ("num_workers", config.num_workers, 0),
@@ -95,6 +102,20 @@ def validate(config: TrainConfig) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} must be at least {least}, not {value}")
+    if config.seed >= 2**63:
+        raise UsageError(f"seed must be below 2**63, not {config.seed}")
+    for name, number, low, high in (
+        ("lr_schedule.peak_lr", schedule.peak_lr, 0.0, math.inf),
+        ("lr_schedule.decay_lr", schedule.decay_lr, -math.ulp(0.0), math.inf),
+        ("optimizer.b1", adamw.b1, -math.ulp(0.0), 1.0),
+        ("optimizer.b2", adamw.b2, -math.ulp(0.0), 1.0),
+        ("optimizer.eps", adamw.eps, 0.0, math.inf),
+        ("optimizer.weight_decay", adamw.weight_decay, -math.ulp(0.0), math.inf),
+        ("optimizer.clip_gradient_norm", adamw.clip_gradient_norm, 0.0, math.inf),
+    ):
+        if not low < number < high:  # NaN is neither
+            span = f"between {max(0.0, low):g} and {high:g}" if high < math.inf else "a positive, finite number"
+            raise UsageError(f"{name} must be {span}, not {number:g}")
     if schedule.decay_steps <= schedule.warmup_steps:
         raise UsageError(
             f"lr_schedule.decay_steps ({schedule.decay_steps}) must be more than "
@@ -109,5 +130,12 @@ def validate(config: TrainConfig) -> None:
             raise UsageError(f"freeze: {pattern!r} is not a regular expression: {error}") from None
     if config.data.root is not None and config.data.repo_id is not None:
         raise UsageError("data.root and data.repo_id are both given", "keep the one that names your dataset")
-    if Path(config.name).name != config.name or config.name in ("", ".", ".."):
+    if not is_folder_name(config.name):
         raise UsageError(f"name {config.name!r} cannot be a folder's name", "the run's folder is named after it")
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a run or an experiment can be called so: one plain, printable folder name."""
+    plain = name not in ("", ".", "..") and "/" not in name and name == name.strip()
+    # 255 bytes is what file systems take; Orbax and wandb make longer names of it.
+    return plain and name.isprintable() and len(name.encode()) <= 200

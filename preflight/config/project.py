@@ -35,7 +35,10 @@ def find_project(start: Path) -> Project:
             return _parse(own, read_toml(own))
         shared = folder / "pyproject.toml"
         if shared.is_file():
-            table = read_toml(shared).get("tool", {}).get("preflight")
+            tools = read_toml(shared).get("tool", {})
+            table = tools.get("preflight") if isinstance(tools, dict) else None
+            if table is not None and not isinstance(table, dict):
+                raise UsageError(f"{shared}: tool.preflight must be a table, not {table!r}")
             if table is not None:
                 return _parse(shared, table)
     return Project()
@@ -65,7 +68,7 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"data": {"norm": "zscore"}}` and `{"data.norm": "zscore"}` mean the same."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

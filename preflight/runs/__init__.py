@@ -7,12 +7,12 @@ from typing import Any
 
 from preflight.config.load import load_config
 from preflight.errors import UsageError
-from preflight.runs.protocol import Facts, MapDataset, Run
+from preflight.runs.protocol import Facts, MapDataset, Run, command_line
 from preflight.suggest import unknown
 
 STACKS = ("auto", "native")
 
-__all__ = ["STACKS", "Facts", "MapDataset", "Run", "load_run"]
+__all__ = ["STACKS", "Facts", "MapDataset", "Run", "command_line", "load_run"]
 
 
 def load_run(name: str, *, stack: str = "auto", assignments: Iterable[str] = (), on_demo: Any = None) -> Run:
@@ -31,4 +31,5 @@ def load_run(name: str, *, stack: str = "auto", assignments: Iterable[str] = (),
         raise UsageError(*unknown("stack", stack, STACKS))
     from preflight.runs.native import NativeRun
 
-    return NativeRun(load_config(name, assignments), reference=name, on_demo=on_demo)
+    assignments = tuple(assignments)
+    return NativeRun(load_config(name, assignments), reference=name, assignments=assignments, on_demo=on_demo)

@@ -26,12 +26,20 @@ class NativeRun:
     Args:
         config: The run's config.
         reference: What to write on the command line to mean it; the config's name without it.
+        assignments: The overrides that are in the config already, for commands that are to be shown.
         on_demo: Called with (done, total) frames while the demo dataset is made on first use.
     """
 
-    def __init__(self, config: TrainConfig, *, reference: str | None = None, on_demo: Any = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        reference: str | None = None,
+        assignments: tuple[str, ...] = (),
+        on_demo: Any = None,
+    ) -> None:
         self.config = config
-        self.facts = _facts(config, reference or config.name)
+        self.facts = _facts(config, reference or config.name, assignments)
         self._on_demo = on_demo
         self._dataset: SampleDataset | None = None
 
@@ -119,10 +127,11 @@ class NativeRun:
         return nnx.All(nnx.Param, is_trained)
 
 
-def _facts(config: TrainConfig, reference: str) -> Facts:
+def _facts(config: TrainConfig, reference: str, assignments: tuple[str, ...]) -> Facts:
     return Facts(
         name=config.name,
         reference=reference,
+        assignments=assignments,
         stack="native",
         project_name=config.project_name,
         batch_size=config.batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,6 +30,7 @@ class Facts:
 
     name: str
     reference: str  # what to write on the command line to mean this run: a config's name or a file
+    assignments: tuple[str, ...]  # the overrides beside it
     stack: str
     project_name: str
     batch_size: int  # over all devices
@@ -99,3 +101,15 @@ class Run(Protocol):
     def trainable(self) -> Any:
         """The NNX filter of the parameters that are trained."""
         ...
+
+
+def command_line(facts: Facts, command: str, *words: str) -> str:
+    """The command that means this run with the overrides it has, quoted for a shell, for a hint.
+
+    Args:
+        facts: The run's.
+        command: "check", "train" or "bench-loader".
+        words: Further words; a later `--set` of the same key wins.
+    """
+    overrides = [word for assignment in facts.assignments for word in ("--set", assignment)]
+    return shlex.join(["preflight", command, facts.reference, *overrides, *words])

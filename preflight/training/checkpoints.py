@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flax import nnx
 from orbax.checkpoint import future
 
 from preflight.errors import PreflightError
-from preflight.training.state import TrainState
+from preflight.training.state import TrainState, pure
 
 
 class _FilesHandler(ocp.AsyncCheckpointHandler):
@@ -81,12 +82,22 @@ def open_manager(folder: Path, *, keep_period: int | None) -> ocp.CheckpointMana
     )
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: TrainState, assets: dict[str, bytes]) -> None:
+def save(
+    manager: ocp.CheckpointManager, step: int, state: TrainState, assets: dict[str, bytes], *, pending: int | None
+) -> None:
     """Starts a save; the copy off the device is finished on return, the writing goes on in the background.
 
+    Args:
+        manager: The run's checkpoints.
+        step: The step that was just made.
+        state: The state after it.
+        assets: Files to keep with it, by their path below `assets/`.
+        pending: The step whose save may still be under way.
+
     Raises:
-        PreflightError: An earlier save, or this one's start, failed: disk full, no permission.
+        PreflightError: That save, or this one's start, failed: disk full, no permission.
     """
+    finish(manager, pending)
     params, train_state = _split(state)
     try:
         manager.save(
@@ -98,19 +109,19 @@ def save(manager: ocp.CheckpointManager, step: int, state: TrainState, assets: d
             ),
         )
     except (OSError, ValueError) as error:
-        raise _save_failed(step, error) from error
+        raise _save_failed(manager, step, error) from error
 
 
-def finish(manager: ocp.CheckpointManager) -> None:
-    """Waits for the saves under way.
+def finish(manager: ocp.CheckpointManager, pending: int | None) -> None:
+    """Waits for the save under way.
 
     Raises:
-        PreflightError: One of them failed.
+        PreflightError: It failed.
     """
     try:
         manager.wait_until_finished()
     except (OSError, ValueError) as error:
-        raise _save_failed(None, error) from error
+        raise _save_failed(manager, pending, error) from error
 
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
@@ -179,11 +190,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    params, ema = nnx.to_pure_dict(state.params), state.ema_params
+    params, ema = pure(state.params), state.ema_params
     rest: dict[str, Any] = {"step": state.step, "opt_state": _pure(state.opt_state)}
     if ema is None:
         return params, rest
-    return nnx.to_pure_dict(ema), {**rest, "params": params}
+    return pure(ema), {**rest, "params": params}
 
 
 def _merge(abstract: TrainState, served: Any, rest: dict[str, Any]) -> TrainState:
@@ -205,12 +216,16 @@ def _fill(state: Any, pure: Any) -> Any:
 def _pure(tree: Any) -> Any:
     """NNX states inside an optimizer's state as plain dicts: their Variables would add a `value` level on disk."""
     is_state = lambda x: isinstance(x, nnx.State)  # noqa: E731
-    return jax.tree.map(lambda x: nnx.to_pure_dict(x) if is_state(x) else x, tree, is_leaf=is_state)
+    return jax.tree.map(lambda x: pure(x) if is_state(x) else x, tree, is_leaf=is_state)
 
 
-def _save_failed(step: int | None, error: Exception) -> PreflightError:
-    at = "a checkpoint" if step is None else f"checkpoint {step}"
+def _save_failed(manager: ocp.CheckpointManager, step: int | None, error: Exception) -> PreflightError:
+    # What was written so far is of no use, and on a full disk it is what fills it.
+    for leftover in Path(manager.directory).glob(f"{'*' if step is None else step}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    full = any(mark in str(error) for mark in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
+    why = f"the disk of {manager.directory} is full" if full else _first_line(error)
     return PreflightError(
-        f"{at} could not be saved: {_first_line(error)}",
-        "look at free space and permission of the run's folder; older checkpoints are untouched",
+        f"{'a checkpoint' if step is None else f'checkpoint {step}'} could not be saved: {why}",
+        "make room and go on with --resume; older checkpoints are untouched",
     )

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from preflight.config.load import is_folder_name
 from preflight.errors import PreflightError, UsageError
 from preflight.runs.protocol import Facts
 
@@ -16,7 +17,7 @@ def run_folder(facts: Facts, exp_name: str) -> Path:
     Raises:
         UsageError: The experiment's name would leave the folder, or is no folder's name.
     """
-    if exp_name in ("", ".", "..") or "/" in exp_name or "\0" in exp_name or exp_name != exp_name.strip():
+    if not is_folder_name(exp_name):
         raise UsageError(
             f"--exp-name {exp_name!r} is not a plain folder name", "letters, digits, '-' and '_'; no '/', not '..'"
         )
@@ -59,31 +60,60 @@ def refuse_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
             f"nothing to resume: {folder} {'holds no checkpoint' if folder.exists() else 'does not exist'}",
             f"runs with checkpoints: {', '.join(others)}" if others else "start without --resume",
         )
-    if folder.exists() and not (overwrite or resume) and (not folder.is_dir() or any(folder.iterdir())):
+    if not (overwrite or resume) and _taken(folder):
         raise UsageError(
             f"{folder} already exists" + (f" and holds {len(steps)} checkpoint(s): {_list(steps)}" if steps else ""),
             "choose another --exp-name, go on with --resume, or delete it with --overwrite",
         )
 
 
+def _taken(folder: Path) -> bool:
+    try:
+        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be looked at: {error.strerror or error}") from None
+
+
 def create_folder(folder: Path, *, overwrite: bool) -> None:
-    """Makes the run's folder; with `overwrite`, what is there is deleted.
+    """Makes the run's folder, for this process alone; with `overwrite`, what is there is deleted.
 
     Raises:
+        UsageError: Another process made it in the meantime.
         PreflightError: No permission, or a file stands in the way.
     """
     try:
-        if overwrite and folder.exists():
-            # Renamed first: a deletion that is interrupted leaves no half of a run under the run's name.
-            doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}-deleted-", dir=folder.parent))
-            folder.rename(doomed / folder.name)
-            shutil.rmtree(doomed)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PreflightError(
-            f"the run folder {folder} cannot be made: {error.strerror or error}",
-            "choose another place: --set checkpoint_base_dir=DIR",
-        ) from error
+        raise _cannot_be_made(folder, error) from error
+    try:
+        if overwrite:
+            _delete(folder)
+        elif folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        folder.mkdir()
+    except FileExistsError:
+        raise UsageError(
+            f"{folder} was made by another process in the meantime", "give each run an --exp-name of its own"
+        ) from None
+    except OSError as error:
+        raise _cannot_be_made(folder, error) from error
+
+
+def _cannot_be_made(folder: Path, error: OSError) -> PreflightError:
+    return PreflightError(
+        f"the run folder {folder} cannot be made: {error.strerror or error}",
+        "choose another place: --set checkpoint_base_dir=DIR",
+    )
+
+
+def _delete(folder: Path) -> None:
+    for leftover in folder.parent.glob(f".{folder.name}-deleted-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if folder.exists():
+        # Renamed first: a deletion that is interrupted leaves no half of a run under the run's name.
+        doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}-deleted-", dir=folder.parent))
+        folder.rename(doomed / folder.name)
+        shutil.rmtree(doomed)
 
 
 def _list(steps: list[int]) -> str:

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from preflight.data.loader import BatchLoader
-from preflight.errors import UsageError
+from preflight.errors import PreflightError, UsageError
 from preflight.runs import Run
 from preflight.runs.protocol import Batch
 from preflight.training import checkpoints
 from preflight.training.camera_views import camera_views, milestone_steps, save_camera_views
 from preflight.training.folder import create_folder, refuse_folder, saved_steps
 from preflight.training.metrics import metrics_line, reduce_interval
+from preflight.training.record import require_same_run, write_record
 from preflight.training.state import init_state
 from preflight.training.step import compile_step
 from preflight.training.tracking import Tracker, choose_mode
@@ -88,7 +89,10 @@ def train(
 
     say(f"Training config: {facts.name} with {facts.num_workers} workers")
     dataset = run.dataset()
+    if resume:
+        require_same_run(folder, facts, len(dataset))
     assets = run.assets()
+    choice = choose_mode(facts.wandb_enabled)
     rng = jax.random.key(facts.seed)
     manager = checkpoints.open_manager(folder, keep_period=facts.keep_period) if resume else None
     if manager is not None:
@@ -125,10 +129,10 @@ def train(
 
         if manager is None:
             create_folder(folder, overwrite=overwrite)
+            write_record(folder, facts, len(dataset))
             manager = checkpoints.open_manager(folder, keep_period=facts.keep_period)
         if clearance is not None:
             (folder / "clearance.json").write_text(json.dumps(clearance, indent=2) + "\n")
-        choice = choose_mode(facts.wandb_enabled)
         say(f"wandb: {choice.mode} ({choice.reason})")
         tracker = Tracker.start(
             choice,
@@ -145,16 +149,28 @@ def train(
         loop_began = interval_began = time.perf_counter()
         saving_all = 0.0
         logged = start  # the last step that was logged
+        saved: int | None = None  # the last step whose save was started
 
-        with _stop_requests(say) as stop, (folder / "metrics.jsonl").open("a" if not resume else "r+") as metrics_file:
+        with _stop_requests() as stop, (folder / "metrics.jsonl").open("a+") as metrics_file:
             if resume:
                 _drop_from(metrics_file, start)
             for step in range(start, facts.num_train_steps):
                 if step > start:
-                    host, batch, waited = device_batch()
+                    try:
+                        host, batch, waited = device_batch()
+                    except PreflightError as error:
+                        # The loader failed, the state is whole: nothing of what was trained is lost.
+                        if saved != step - 1:
+                            checkpoints.save(manager, step - 1, state, assets, pending=saved)
+                        checkpoints.finish(manager, step - 1)
+                        tracker.finish()
+                        hint = f"{error.hint or ''} Checkpoint {step - 1} is saved; --resume goes on from it.".strip()
+                        raise PreflightError(error.message, hint) from error
                     data_wait += waited
                     state, metrics = step_fn(rng, state, batch)
                 interval.append(metrics)
+                if stop:
+                    say(f"{signal.Signals(stop[0]).name}: saving a checkpoint, then stopping (again to stop at once)")
                 last = step == facts.num_train_steps - 1 or bool(stop)
 
                 if step % facts.log_interval == 0 or step == start or last:
@@ -172,6 +188,8 @@ def train(
                             "efficiency/data_wait": data_wait / steps,
                         }
                         say(f"Step {step}: {line} | {steps / elapsed:.2f} steps/s")
+                    if not math.isfinite(values["loss"]):
+                        say(f"warning: the loss became {values['loss']} somewhere within steps [{logged}, {step}]")
                     last_loss, best_loss = values["loss"], min(best_loss, values["loss"])
                     # NaN and infinity are not JSON: written as text, they stay visible.
                     record = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
@@ -181,19 +199,24 @@ def train(
                     interval, data_wait, saving, logged = [], 0.0, 0.0, step
                     interval_began = time.perf_counter()
 
-                began = time.perf_counter()
-                if step in milestones:
-                    views += _picture(host, folder, step, tracker)
-                if (step % facts.save_interval == 0 and step > 0) or last:
-                    checkpoints.save(manager, step, state, assets)
-                saving += time.perf_counter() - began
-                saving_all += time.perf_counter() - began
+                saves = (step % facts.save_interval == 0 and step > 0) or last
+                if saves or step in milestones:
+                    # Steps that are still under way on the device belong to the steps' clock, not to the save's.
+                    jax.block_until_ready(state)
+                    began = time.perf_counter()
+                    if step in milestones:
+                        views += _picture(host, folder, step, tracker)
+                    if saves:
+                        checkpoints.save(manager, step, state, assets, pending=saved)
+                        saved = step
+                    saving += time.perf_counter() - began
+                    saving_all += time.perf_counter() - began
                 on_step(step)
                 if last:
                     break
 
         seconds = time.perf_counter() - loop_began - saving_all
-        checkpoints.finish(manager)
+        checkpoints.finish(manager, saved)
         kept = tuple(saved_steps(folder))
         manager.close()
         sync = tracker.sync_command()
@@ -228,18 +251,19 @@ def _picture(host: Batch, folder: Path, step: int, tracker: Tracker) -> list[Pat
 
 
 @contextlib.contextmanager
-def _stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM, so that the loop can save and end; a second one ends at once."""
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects Ctrl-C, SIGTERM and SIGHUP, so that the loop can save and end; a second one ends at once."""
     received: list[int] = []
 
     def on_signal(number: int, _: Any) -> None:
         if received:
             raise KeyboardInterrupt
+        # Nothing else: a handler that prints can itself fail, as when Ctrl-C has ended the reader of a pipe.
         received.append(number)
-        say(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)")
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, on_signal) for number in numbers}
     except ValueError:  # not in the main thread: whoever runs us there handles signals
         previous = {}
     try:
@@ -252,10 +276,11 @@ def _stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
 def _drop_from(file: Any, start: int) -> None:
     """Drops the records of steps that the interrupted run made beyond its checkpoint, and a line cut short."""
     kept = []
+    file.seek(0)
     for line in file.read().splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             if json.loads(line)["step"] < start:
                 kept.append(line + "\n")
     file.seek(0)
-    file.writelines(kept)
     file.truncate()
+    file.writelines(kept)

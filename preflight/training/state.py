@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from preflight.models.params import parameter_path
+
 if TYPE_CHECKING:
     from preflight.runs import Run
 
@@ -56,3 +58,15 @@ def trainable(run: Run, params: nnx.State) -> nnx.State:
     if hasattr(nnx, "filter_state"):
         return nnx.filter_state(params, run.trainable())
     return params.filter(run.trainable())
+
+
+def pure(state: nnx.State) -> dict[str, Any]:
+    """The state's arrays as nested dicts, the same on every version of flax."""
+    nested: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        *parents, name = parameter_path(keys).split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested

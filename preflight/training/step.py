@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from preflight.models.params import parameter_path
 from preflight.training.metrics import abs_max, abs_mean, global_norm, tree_distance
 from preflight.training.state import TrainState, model_def, trainable
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from preflight.runs.protocol import Batch
 
 # Parameters that openpi leaves out of `param_norm`: what is no kernel says little about the size of the weights.
-_NOT_KERNELS = ("bias", "scale", "pos_embedding", "input_embedding")
+_NOT_KERNELS = ("/bias", "/scale", "/pos_embedding", "/input_embedding")
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -94,8 +95,8 @@ def train_step(
 
 
 def _kernels(params: nnx.State) -> list[jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))
-    return [leaf for path, leaf in leaves if leaf.ndim > 1 and path[-1].key not in _NOT_KERNELS]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [leaf for keys, leaf in leaves if leaf.ndim > 1 and not parameter_path(keys).endswith(_NOT_KERNELS)]
 
 
 def compile_step(run: Run, mesh: jax.sharding.Mesh) -> Callable[..., tuple[TrainState, Metrics]]:

@@ -6,12 +6,16 @@ import dataclasses
 import logging
 import netrc
 import os
+import shlex
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 logger = logging.getLogger(__name__)
+
+_FINISH_S = 120.0
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -38,7 +42,10 @@ def choose_mode(enabled: bool, environ: Mapping[str, str] = os.environ) -> Track
         return TrackingChoice("disabled" if asked == "disabled" else "offline", f"WANDB_MODE={asked}")
     if environ.get("WANDB_API_KEY"):
         return TrackingChoice("online", "WANDB_API_KEY is set")
-    host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+    try:
+        host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+    except ValueError:
+        return TrackingChoice("offline", "WANDB_BASE_URL is no web address")
     path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~")).expanduser() / ".netrc")
     try:
         if netrc.netrc(path).authenticators(host):
@@ -62,6 +69,8 @@ class Tracker:
         if choice.mode == "disabled":
             return cls(None)
         id_file = folder / "wandb_id.txt"
+        # Reports of wandb's own errors to its makers would wait for a network that may not be there.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
 
@@ -99,14 +108,18 @@ class Tracker:
         self._guard(log)
 
     def finish(self) -> None:
-        """Ends the run."""
-        self._guard(lambda run: run.finish())
+        """Ends the run; gives up on an upload that does not end."""
+        thread = threading.Thread(target=self._guard, args=(lambda run: run.finish(),), daemon=True)
+        thread.start()
+        thread.join(_FINISH_S)
+        if thread.is_alive():
+            logger.warning("wandb is still uploading after %g s and is left alone", _FINISH_S)
 
     def sync_command(self) -> str | None:
         """The command that uploads an offline run, None where there is nothing to upload."""
         if self._run is None or not getattr(self._run, "offline", False):
             return None
-        return f"wandb sync {Path(self._run.dir).parent}"
+        return shlex.join(["wandb", "sync", str(Path(self._run.dir).parent)])
 
     def _guard(self, action: Any) -> None:
         if self._run is None:

@@ -1,0 +1,58 @@
+"""What a run was started with, kept in its folder, so that a resume goes on with the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preflight.errors import UsageError
+from preflight.runs.protocol import Facts
+
+_FILE = "config.json"
+# What may change from one start to the next without making another run of it.
+_FREE = (
+    "name",
+    "num_workers",
+    "num_train_steps",
+    "log_interval",
+    "save_interval",
+    "milestones",
+    "project_name",
+    "wandb_enabled",
+    "checkpoint_base_dir",
+)
+
+
+def write_record(folder: Path, facts: Facts, num_samples: int) -> None:
+    """Writes `config.json`."""
+    (folder / _FILE).write_text(json.dumps(_record(facts, num_samples), indent=2) + "\n")
+
+
+def require_same_run(folder: Path, facts: Facts, num_samples: int) -> None:
+    """Refuses to go on with a run under another config: neither its data order nor its losses would continue.
+
+    Raises:
+        UsageError: Names the settings that differ.
+    """
+    try:
+        kept = json.loads((folder / _FILE).read_text())
+    except (OSError, ValueError):
+        return  # a folder without a record, as openpi makes it: its checkpoint's shapes are all there is to compare
+    now = _record(facts, num_samples)
+    differing = [
+        f"{key} is {now.get(key)!r}, was {kept.get(key)!r}"
+        for key in sorted(now.keys() | kept.keys())
+        if key not in _FREE and now.get(key) != kept.get(key)
+    ]
+    if differing:
+        more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UsageError(
+            f"{folder.name} was started with other settings: {'; '.join(differing[:5])}{more}",
+            "resume it with the same --set options, or start a new one under another --exp-name",
+        )
+
+
+def _record(facts: Facts, num_samples: int) -> dict[str, Any]:
+    # Through JSON and back: tuples become the lists that a kept record has.
+    return json.loads(json.dumps({"stack": facts.stack, "num_samples": num_samples, **facts.settings}))
