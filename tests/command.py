@@ -28,8 +28,8 @@ TINY = [
 
 
 def environment(**changes):
-    # One CPU device, as a user has; the two of the tests are for sharding.
-    return {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100", **changes}
+    # One CPU device with steps in flight, as a user has; the two of the tests are for sharding.
+    return {**os.environ, "XLA_FLAGS": "", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "1", "COLUMNS": "100", **changes}
 
 
 def preflight(*words, cwd, **changes):

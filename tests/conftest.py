@@ -8,6 +8,8 @@ _CACHE = Path(__file__).parent.parent / ".pytest_cache"
 # Before jax is imported: two devices show sharding mistakes without a GPU.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Two virtual devices on few cores can wait for each other for ever when several steps are in flight.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"

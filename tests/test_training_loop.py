@@ -357,7 +357,7 @@ def test_what_stands_in_the_way_of_a_start_is_named(tmp_path):
     folder.mkdir()
     refuse_folder(folder, overwrite=False, resume=False)  # empty: nothing is lost
     (tmp_path / "file").write_text("")
-    with pytest.raises(Exception, match="cannot be made: Not a directory"):
+    with pytest.raises(Exception, match="cannot be made: File exists"):
         create_folder(tmp_path / "file" / "run", overwrite=False)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint import future
@@ -98,6 +99,10 @@ def save(
         PreflightError: That save, or this one's start, failed: disk full, no permission.
     """
     finish(manager, pending)
+    if jax.default_backend() == "cpu":
+        # On the CPU, device and host share memory: Orbax (0.11.13, at least) would go on writing from buffers that the
+        # next step, to which they are donated, has overwritten.
+        state = jax.tree.map(jnp.copy, state)
     params, train_state = _split(state)
     try:
         manager.save(
