@@ -38,15 +38,16 @@ def preflight(*words, cwd, **changes):
     )
 
 
-def interrupt_when(words, *, cwd, sign, number=signal.SIGINT, timeout_s=120):
+def interrupt_when(words, *, cwd, sign, number=signal.SIGINT, prefix=(), timeout_s=120):
     """Starts the command, sends it a signal once `sign` stands in its output, and returns (exit code, output).
 
     Fails if a process that the command started is alive afterwards.
     """
     process = subprocess.Popen(
-        [PREFLIGHT, *words],
+        [*prefix, PREFLIGHT, *words],
         cwd=cwd,
         env=environment(),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

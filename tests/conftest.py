@@ -1,6 +1,7 @@
 """Tests run strict: no network, warnings are errors, rank promotion raises, shapes are checked, two CPU devices."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What is expensive is made once and shared by all tests, the processes they start, and the next run.
 os.environ["PREFLIGHT_CACHE"] = str(_CACHE / "preflight")

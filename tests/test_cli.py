@@ -263,6 +263,12 @@ def test_ctrl_c_during_a_training_saves_and_the_run_goes_on_where_it_stopped(tmp
     assert steps[-1] == 39
 
 
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
+    words = ["train", EXAMPLE, *TINY, "--exp-name", "nohup", "--set", "num_workers=0"]
+    code, output = interrupt_when(words, cwd=tmp_path, sign="Step 2:", number=signal.SIGHUP, prefix=["nohup"])
+    assert (code, "Training completed" in output) == (0, True), output
+
+
 def test_sigterm_saves_too(tmp_path):
     words = ["train", EXAMPLE, *TINY, "--exp-name", "spot", "--set", "num_workers=0"]
     code, output = interrupt_when(words, cwd=tmp_path, sign="Step 2:", number=signal.SIGTERM)

@@ -1,5 +1,6 @@
 """The documentation cannot rot: its generated pages are compared with the code, its examples with the files."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from checks import CHECKLIST
 from preflight.config.builtin import BUILTIN_CONFIGS
+from preflight.config.schema import DataConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,7 +34,8 @@ def test_the_readme_names_only_what_exists():
     categories = {id_.partition(".")[0] for id_ in ids}
     # Dotted names like `memory.device`; config keys like `data.root` share the first word with a category.
     named = set(re.findall(rf"`((?:{'|'.join(categories)})\.[a-z-]+)`", README))
-    assert named - ids <= {"data.root", "data.cameras"}
+    keys = {f"data.{field.name}" for field in dataclasses.fields(DataConfig)}
+    assert named <= ids | keys
     assert set(re.findall(r"\bpi0_lighter_cup_\w+", README)) <= BUILTIN_CONFIGS.keys()
     for target in re.findall(r"`make ([a-z-]+)`", README):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target

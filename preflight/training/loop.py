@@ -261,7 +261,12 @@ def _stop_requests() -> Iterator[list[int]]:
         # Nothing else: a handler that prints can itself fail, as when Ctrl-C has ended the reader of a pipe.
         received.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What the process was started to ignore stays ignored: `nohup preflight train` outlives its terminal.
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
     try:
         previous = {number: signal.signal(number, on_signal) for number in numbers}
     except ValueError:  # not in the main thread: whoever runs us there handles signals
