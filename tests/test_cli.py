@@ -275,6 +275,19 @@ def test_sigterm_saves_too(tmp_path):
     assert (code, "SIGTERM: saving a checkpoint" in output) == (130, True), output
 
 
+def test_a_save_that_fails_is_one_sentence(tmp_path):
+    words = " ".join(
+        ["train", EXAMPLE, *TINY, "--exp-name", "small", "--set", "num_workers=0", "--set", "save_interval=3"]
+    )
+    # No file may grow beyond 1 MiB: the camera views and metrics can be written, the parameters cannot.
+    done = shell(f"ulimit -f 1024; {PREFLIGHT} {words} --set wandb_enabled=false", tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "preflight: checkpoint 3 could not be saved: " in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    left = {p.name for p in (tmp_path / "checkpoints/g1/small").iterdir()}
+    assert left == {"config.json", "metrics.jsonl", "camera_views"}
+
+
 def test_a_run_that_is_not_cleared_exits_3_and_leaves_nothing(tmp_path):
     words = ["train", EXAMPLE, "--after-checks", "--set", "data.state=observation.stat", "--exp-name", "x"]
     done = preflight(*words, cwd=tmp_path)

@@ -70,6 +70,7 @@ def train(
     if run.facts.num_workers:
         start_worker_server()
     threading.excepthook = _end_quietly
+    sys.unraisablehook = _drop_late_results
     with TrainProgress(run.facts.num_train_steps) as progress:
         summary = fly(
             run,
@@ -100,6 +101,12 @@ def _clear(run: Any, project: Any, ignore: list[str], folder: Path, overwrite: b
 def _end_quietly(args: threading.ExceptHookArgs) -> None:
     """A failed save is reported by the loop; Orbax's own threads would print its traceback before that."""
     logging.getLogger(__name__).debug("in thread %s", args.thread, exc_info=args.exc_value)
+
+
+def _drop_late_results(args: sys.UnraisableHookArgs) -> None:
+    """After a failed save, writes that were under way report to an event loop that is gone."""
+    if not (isinstance(args.exc_value, RuntimeError) and "Event loop is closed" in str(args.exc_value)):
+        sys.__unraisablehook__(args)
 
 
 def _closing(summary: Summary, facts: Facts) -> str:

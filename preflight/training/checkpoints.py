@@ -63,8 +63,9 @@ def open_manager(folder: Path, *, keep_period: int | None) -> ocp.CheckpointMana
         folder: The run folder.
         keep_period: Checkpoints at multiples of it are kept for ever; of the others only the newest.
     """
-    # Orbax reports every phase of every save at INFO.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax reports every phase of every save at INFO, and a failed one with the tracebacks of all its threads before it
+    # raises; what it raises is reported in a sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     return ocp.CheckpointManager(
         folder.absolute(),
         item_names=("params", "train_state", "assets"),
@@ -232,5 +233,5 @@ def _save_failed(manager: ocp.CheckpointManager, step: int | None, error: Except
     why = f"the disk of {manager.directory} is full" if full else _first_line(error)
     return PreflightError(
         f"{'a checkpoint' if step is None else f'checkpoint {step}'} could not be saved: {why}",
-        "make room and go on with --resume; older checkpoints are untouched",
+        "make room, or save elsewhere: --set checkpoint_base_dir=DIR; older checkpoints are untouched",
     )
