@@ -1,13 +1,17 @@
 """Configs: the built-in values, TOML run files, overrides and the project file."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from preflight.config.builtin import BUILTIN_CONFIGS
 from preflight.config.load import load_config
+from preflight.config.lora import lora_freeze_patterns, with_lora, without_lora
 from preflight.config.project import find_project
+from preflight.config.schema import ModelConfig
 from preflight.errors import UsageError
+from preflight.runs import load_run
 
 DEMO = "pi0_lighter_cup_demo"
 
@@ -108,6 +112,20 @@ def test_another_dataset_keeps_nothing_of_the_demos(tmp_path, monkeypatch):
         ('name="a\\nb"', "cannot be a folder's name", None),
         ("name=../up", "name '../up' cannot be a folder's name", "folder"),
         ("freeze=['(']", "freeze: '(' is not a regular expression", None),
+        ("model.max_token_len=0", "model.max_token_len must be at least 1, not 0", None),
+        ("model.pi0.5=true", "unknown key 'model.pi0'; did you mean 'model.pi05'?", None),
+        ("model.pi_05=true", "unknown key 'model.pi_05'; did you mean 'model.pi05'?", "model.scan"),
+        ("weight=a", "unknown key 'weight'; did you mean 'weights'?", None),
+        (
+            "model.paligemma_variant=gemma_2b_lra",
+            "unknown value 'gemma_2b_lra'; did you mean 'gemma_2b_lora'?",
+            "gemma_300m_lora",
+        ),
+        (
+            "weights=gs://openpi-assets/checkpoints/pi0_base",
+            "weights must be a folder on this machine, not a gs:// address",
+            "fetch it first",
+        ),
     ],
 )
 def test_a_wrong_override_is_named(assignment, message, hint):
@@ -115,6 +133,62 @@ def test_a_wrong_override_is_named(assignment, message, hint):
     assert message in error.message
     assert error.exit_code == 2
     assert hint is None or hint in error.hint
+
+
+def test_what_none_stands_for_depends_on_the_model():
+    pi0, pi05 = load_config(DEMO), load_config(DEMO, ["model.pi05=true"])
+    assert (pi0.model.prompt_len, pi05.model.prompt_len) == (48, 200)
+    assert load_config(DEMO, ["model.pi05=true", "model.max_token_len=90"]).model.prompt_len == 90
+    assert (pi0.data.norm, pi0.model.default_norm, pi05.model.default_norm) == (None, "zscore", "quantile")
+    assert (pi0.freeze, pi0.weights) == (None, None)
+    # A run says what they stand for.
+    settings = load_run(DEMO, assignments=["model.pi05=true"]).facts.settings
+    assert (settings["model.max_token_len"], settings["data.norm"], settings["freeze"]) == (200, "quantile", ())
+
+
+def test_none_and_nothing_differ_for_freeze(tmp_path):
+    lora = ["model.paligemma_variant=dummy_lora"]
+    assert load_run(DEMO, assignments=lora).facts.freeze == (r"(?!.*lora)(?!.*llm.*_1.*).*llm.*",)
+    assert load_run(DEMO, assignments=[*lora, "freeze=[]"]).facts.freeze == ()
+    assert load_run(DEMO, assignments=[*lora, "freeze=['.*img.*']"]).facts.freeze == (".*img.*",)
+    file = tmp_path / "run.toml"
+    file.write_text('freeze = [".*img.*"]\nweights = "start/5"\n[model]\npi05 = true\nscan = false\n')
+    config = load_config(str(file))
+    assert (config.freeze, config.weights) == ((".*img.*",), tmp_path / "start/5")
+    assert (config.model.pi05, config.model.scan) == (True, False)
+    unset = load_config(str(file), ["freeze=none", "weights=none"])
+    assert (unset.freeze, unset.weights) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "patterns", "frozen"),
+    [
+        ((), (), ()),
+        (
+            ("paligemma_variant", "action_expert_variant"),
+            (r"(?!.*lora).*llm.*",),
+            ("llm/layers/mlp/linear", "llm/layers/mlp_1/linear"),
+        ),
+        (("paligemma_variant",), (r"(?!.*lora)(?!.*llm.*_1.*).*llm.*",), ("llm/layers/mlp/linear",)),
+        (("action_expert_variant",), (r"(?!.*lora).*llm.*_1.*",), ("llm/layers/mlp_1/linear",)),
+    ],
+)
+def test_lora_freezes_what_has_adapters(adapted, patterns, frozen):
+    model = ModelConfig(**dict.fromkeys(adapted, "dummy_lora"))
+    assert lora_freeze_patterns(model) == patterns
+    paths = ["llm/layers/mlp/linear", "llm/layers/mlp_1/linear", "llm/layers/mlp_1/linear_lora_a", "img/head/kernel"]
+    paths += ["llm/layers/attn/q_einsum/lora_b", "action_out_proj/kernel"]
+    matched = [path for path in paths if any(re.fullmatch(pattern, f"PaliGemma/{path}") for pattern in patterns)]
+    assert tuple(matched) == frozen
+
+
+def test_adapters_can_be_switched():
+    model = ModelConfig(pi05=True)
+    adapted = with_lora(model)
+    assert (adapted.paligemma_variant, adapted.action_expert_variant) == ("gemma_2b_lora", "gemma_300m_lora")
+    assert without_lora(adapted) == model
+    assert without_lora(model) == model
+    assert with_lora(adapted) == adapted
 
 
 def test_an_unknown_config_lists_the_valid_ones():

@@ -95,7 +95,7 @@ def validate(config: TrainConfig) -> None:
         ("seed", config.seed, 0),
         ("model.action_dim", model.action_dim, 1),
         ("model.action_horizon", model.action_horizon, 1),
-        ("model.max_token_len", model.max_token_len, 1),
+        ("model.max_token_len", model.prompt_len, 1),
         ("model.vocab_size", model.vocab_size, 512),  # the built-in tokenizer's ids lie below 512
         ("lr_schedule.warmup_steps", schedule.warmup_steps, 0),
         ("lr_schedule.decay_steps", schedule.decay_steps, 1),
@@ -123,7 +123,13 @@ def validate(config: TrainConfig) -> None:
         )
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         raise UsageError(f"ema_decay must lie between 0 and 1, not {config.ema_decay}", "none switches it off")
-    for pattern in config.freeze:
+    schemes = {"gs:", "s3:", "hf:", "http:", "https:"}
+    if config.weights is not None and (scheme := schemes.intersection(config.weights.parts)):
+        raise UsageError(
+            f"weights must be a folder on this machine, not a {scheme.pop()}// address",
+            "fetch it first, for example: gsutil -m cp -r gs://openpi-assets/checkpoints/pi0_base .",
+        )
+    for pattern in config.freeze or ():
         try:
             re.compile(pattern)
         except re.error as error:

@@ -10,22 +10,36 @@ from typing import Literal
 IMAGE_SLOTS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 IMAGE_SIZE = 224
 
-GemmaVariant = Literal["dummy", "gemma_300m", "gemma_2b"]
+GemmaVariant = Literal["dummy", "dummy_lora", "gemma_300m", "gemma_300m_lora", "gemma_2b", "gemma_2b_lora"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of pi0; the defaults are the full model (3 238 048 528 parameters)."""
+    """The architecture of pi0 or pi0.5; the defaults are the full pi0 (3 238 048 528 parameters)."""
 
+    pi05: bool = False  # pi0.5: the state is read from the prompt, the flow time scales the action expert's norms
     siglip_variant: str = "So400m/14"  # image tower, "<size>/<patch>": mu, Ti, S, B, L or So400m
     paligemma_variant: GemmaVariant = "gemma_2b"  # the language model that reads images and prompt
     action_expert_variant: GemmaVariant = "gemma_300m"  # the expert that reads state and noisy actions
     vocab_size: int = 257_152  # rows of the token embedding
     action_dim: int = 32  # state and actions are padded with zeros to this width
     action_horizon: int = 50  # action steps predicted from one observation
-    max_token_len: int = 48  # prompt tokens, padded or truncated to this length
+    max_token_len: int | None = None  # prompt tokens, padded or cut to it; none: 48, or 200 for pi0.5
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
     remat: bool = True  # recompute each layer's activations in the backward pass instead of keeping them
+    scan: bool = True  # compile one layer and loop over it; false compiles every layer, for longer
+
+    @property
+    def prompt_len(self) -> int:
+        """`max_token_len`, or openpi's default for the architecture."""
+        if self.max_token_len is not None:
+            return self.max_token_len
+        return 200 if self.pi05 else 48
+
+    @property
+    def default_norm(self) -> Literal["zscore", "quantile"]:
+        """The normalisation where `DataConfig.norm` names none: pi0.5's prompt has room for -1 to 1 alone."""
+        return "quantile" if self.pi05 else "zscore"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +54,8 @@ class DataConfig:
     prompt: str | None = None  # one prompt for all frames instead of the dataset's tasks
     # Openpi's mask notation: n > 0 makes the next n dimensions relative to the state, n < 0 leaves |n| absolute.
     delta_actions: tuple[int, ...] = ()
-    norm: Literal["zscore", "quantile"] = "zscore"  # (x - mean) / std, or q01..q99 to -1..1
+    # (x - mean) / std, or q01..q99 to -1..1; none: zscore, or quantile for pi0.5, as openpi has it.
+    norm: Literal["zscore", "quantile"] | None = None
     norm_stats: Path | None = None  # a norm_stats.json; none: computed from the dataset's columns
     tokenizer: Literal["builtin"] = "builtin"  # the byte-level tokenizer that ships with preflight
 
@@ -83,7 +98,10 @@ class TrainConfig:
     keep_period: int | None = 5_000  # checkpoints at multiples of it are kept for ever, of the others the newest
     milestones: tuple[int, ...] = ()  # steps at which camera views are logged beside 0, the saves and the last
     ema_decay: float | None = None  # decay of the parameters' moving average; none: no average is kept
-    freeze: tuple[str, ...] = ()  # regular expressions; a parameter whose whole path matches one is not trained
+    # Regular expressions; a parameter whose whole path matches one is not trained. None: what is not an adapter in the
+    # experts with a LoRA variant, and nothing without one; [] trains everything.
+    freeze: tuple[str, ...] | None = None
+    weights: Path | None = None  # parameters to start from: a checkpoint's step folder, or its params folder
     seed: int = 42
     project_name: str = "preflight"  # wandb project
     wandb_enabled: bool = True

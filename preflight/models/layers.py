@@ -25,14 +25,17 @@ def as_row(vector: Float[Array, " d"], like: Float[Array, "*b d"]) -> Float[Arra
     return jnp.expand_dims(vector.astype(like.dtype), tuple(range(like.ndim - 1)))
 
 
-def scan_layers(layer: Callable[[Carry, Params], Carry], carry: Carry, params: Params, *, remat: bool) -> Carry:
-    """Applies equal layers one after the other, tracing and compiling one of them.
+def scan_layers(
+    layer: Callable[[Carry, Params], Carry], carry: Carry, params: Params, *, remat: bool, scan: bool
+) -> Carry:
+    """Applies equal layers one after the other, tracing one of them.
 
     Args:
         layer: Takes what the layer before returned, and this layer's parameters.
         carry: Input of the first layer.
         params: The parameters of all layers, stacked on a leading axis.
         remat: Keep only each layer's input for the backward pass and compute the rest again.
+        scan: Compile one layer and loop over it; otherwise each on its own, which XLA may then optimise across layers.
 
     Returns:
         What the last layer returned.
@@ -42,6 +45,6 @@ def scan_layers(layer: Callable[[Carry, Params], Carry], carry: Carry, params: P
         return layer(carry, params), None
 
     if remat:
-        # Within a scan the loop itself keeps XLA from merging the recomputation with the forward pass.
-        body = jax.checkpoint(body, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable)
-    return jax.lax.scan(body, carry, params)[0]
+        # A loop itself keeps XLA from merging the recomputation with the forward pass; without one, barriers must.
+        body = jax.checkpoint(body, prevent_cse=not scan, policy=jax.checkpoint_policies.nothing_saveable)
+    return jax.lax.scan(body, carry, params, unroll=not scan)[0]

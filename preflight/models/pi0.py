@@ -1,7 +1,9 @@
-"""pi0: a vision-language model and an action expert that learn the flow from noise to a robot's next actions.
+"""pi0 and pi0.5: a vision-language model and an action expert that learn the flow from noise to a robot's next actions.
 
-Black et al., pi0: A Vision-Language-Action Flow Model for General Robot Control, arXiv:2410.24164. Parameter paths,
-shapes and arithmetic are those of openpi's JAX model, so that checkpoints move between the two.
+Black et al., pi0: A Vision-Language-Action Flow Model for General Robot Control, arXiv:2410.24164. Physical
+Intelligence, pi0.5: a Vision-Language-Action Model with Open-World Generalization, arXiv:2504.16054, of which this is
+the flow matching alone, as in openpi. Parameter paths, shapes and arithmetic are those of openpi's JAX model, so that
+checkpoints move between the two.
 """
 
 from __future__ import annotations
@@ -80,18 +82,29 @@ class Pi0(nnx.Module):
         at = time[:, None, None]
         noisy_actions = at * noise + (1 - at) * batch["actions"]
         prefix, prefix_valid = _embed_observation(params, batch, config)
-        suffix = _embed_actions(params, batch["state"], noisy_actions, time)
+        embed_suffix = _embed_actions_pi05 if config.pi05 else _embed_actions
+        suffix, condition = embed_suffix(params, batch["state"], noisy_actions, time)
 
-        # Attention goes within a block and to those before it: images and prompt, then the state, then the actions.
-        num_prefix, num_suffix = prefix.shape[1], suffix.shape[1]
-        block = np.repeat([0, 1, 2], [num_prefix, 1, num_suffix - 1])
+        # Attention goes within a block and to those before it: images and prompt, then pi0's state, then the actions.
+        num_prefix, num_suffix, horizon = prefix.shape[1], suffix.shape[1], config.action_horizon
+        block = np.repeat([0, 1, 2], [num_prefix, num_suffix - horizon, horizon])
         valid = jnp.concatenate([prefix_valid, jnp.ones((len(time), num_suffix), bool)], axis=1)
         mask = (block[None, :] <= block[:, None])[None] & valid[:, None, :] & valid[:, :, None]
         positions = jnp.cumsum(valid, axis=1) - 1
 
         llm = params["PaliGemma"]["llm"]
-        _, out = run_experts(llm, (prefix, suffix), mask, positions, dtype=config.dtype, remat=config.remat)
-        out = rms_norm(llm["final_norm_1"]["scale"], out[:, -config.action_horizon :])
+        _, out = run_experts(
+            llm,
+            expert_sizes(config),
+            (prefix, suffix),
+            mask,
+            positions,
+            (None, condition),
+            dtype=config.dtype,
+            remat=config.remat,
+            scan=config.scan,
+        )
+        out, _ = rms_norm(llm["final_norm_1"], out[:, -horizon:], condition)
         # The velocity in float32, as openpi's type promotion has it.
         return linear(params["action_out_proj"], out.astype(jnp.float32))
 
@@ -99,16 +112,23 @@ class Pi0(nnx.Module):
 def pi0_spec(config: ModelConfig) -> Spec:
     """Shapes and initialisers of all parameters, nested as in openpi's checkpoints."""
     language, action = expert_sizes(config)
+    width = action.width
+    if config.pi05:
+        suffix = {"time_mlp_in": dense(width, width), "time_mlp_out": dense(width, width)}
+    else:
+        suffix = {
+            "state_proj": dense(config.action_dim, width),
+            "action_time_mlp_in": dense(2 * width, width),
+            "action_time_mlp_out": dense(width, width),
+        }
     return {
         "PaliGemma": {
-            "llm": gemma_spec((language, action), config.vocab_size),
+            "llm": gemma_spec((language, action), config.vocab_size, adaptive=(False, config.pi05)),
             "img": siglip_spec(siglip_size(config.siglip_variant), language.width),
         },
-        "state_proj": dense(config.action_dim, action.width),
-        "action_in_proj": dense(config.action_dim, action.width),
-        "action_time_mlp_in": dense(2 * action.width, action.width),
-        "action_time_mlp_out": dense(action.width, action.width),
-        "action_out_proj": dense(action.width, config.action_dim),
+        "action_in_proj": dense(config.action_dim, width),
+        "action_out_proj": dense(width, config.action_dim),
+        **suffix,
     }
 
 
@@ -122,8 +142,8 @@ def batch_spec(config: ModelConfig, batch_size: int) -> dict[str, Any]:
         "image": {slot: array(IMAGE_SIZE, IMAGE_SIZE, 3, dtype=jnp.uint8) for slot in IMAGE_SLOTS},
         "image_mask": {slot: array(dtype=jnp.bool_) for slot in IMAGE_SLOTS},
         "state": array(config.action_dim, dtype=jnp.float32),
-        "tokenized_prompt": array(config.max_token_len, dtype=jnp.int32),
-        "tokenized_prompt_mask": array(config.max_token_len, dtype=jnp.bool_),
+        "tokenized_prompt": array(config.prompt_len, dtype=jnp.int32),
+        "tokenized_prompt_mask": array(config.prompt_len, dtype=jnp.bool_),
         "actions": array(config.action_horizon, config.action_dim, dtype=jnp.float32),
     }
 
@@ -139,7 +159,9 @@ def _embed_observation(
     # One pass through the tower for all cameras: a third of the kernels, and one trace.
     images = jnp.concatenate([_as_float(batch["image"][slot]) for slot in IMAGE_SLOTS])
     size = siglip_size(config.siglip_variant)
-    seen = encode_images(params["PaliGemma"]["img"], images, size, dtype=config.dtype, remat=config.remat)
+    seen = encode_images(
+        params["PaliGemma"]["img"], images, size, dtype=config.dtype, remat=config.remat, scan=config.scan
+    )
     read = embed_tokens(params["PaliGemma"]["llm"], batch["tokenized_prompt"]).astype(config.dtype)
     tokens = jnp.concatenate([*jnp.split(seen, len(IMAGE_SLOTS)), read], axis=1)
 
@@ -154,13 +176,25 @@ def _as_float(image: Array) -> Array:
 
 def _embed_actions(
     params: Params, state: Float[Array, "b a"], noisy_actions: Float[Array, "b h a"], time: Float[Array, " b"]
-) -> Float[Array, "b t d"]:
-    """One token for the state, then one for each noisy action, with the flow time mixed in; float32."""
+) -> tuple[Float[Array, "b t d"], None]:
+    """pi0: one token for the state, then one for each noisy action, with the flow time mixed in; float32."""
     actions = linear(params["action_in_proj"], noisy_actions)
     when = jnp.broadcast_to(_embed_time(time, actions.shape[-1])[:, None, :], actions.shape)
     hidden = jax.nn.silu(linear(params["action_time_mlp_in"], jnp.concatenate([actions, when], axis=-1)))
     actions = linear(params["action_time_mlp_out"], hidden)
-    return jnp.concatenate([linear(params["state_proj"], state)[:, None, :], actions], axis=1)
+    return jnp.concatenate([linear(params["state_proj"], state)[:, None, :], actions], axis=1), None
+
+
+def _embed_actions_pi05(
+    params: Params, state: Float[Array, "b a"], noisy_actions: Float[Array, "b h a"], time: Float[Array, " b"]
+) -> tuple[Float[Array, "b t d"], Float[Array, "b d"]]:
+    """pi0.5: one token for each noisy action, and the condition of the action expert's norms; float32.
+
+    The state is in the prompt, as text; `state` is not looked at.
+    """
+    actions = linear(params["action_in_proj"], noisy_actions)
+    hidden = jax.nn.silu(linear(params["time_mlp_in"], _embed_time(time, actions.shape[-1])))
+    return actions, jax.nn.silu(linear(params["time_mlp_out"], hidden))
 
 
 def _embed_time(time: Float[Array, " b"], dim: int) -> Float[Array, "b dim"]:

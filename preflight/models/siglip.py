@@ -63,6 +63,7 @@ def encode_images(
     *,
     dtype: str,
     remat: bool,
+    scan: bool,
 ) -> Float[Array, "n t d"]:
     """Image tokens in the width of the language model.
 
@@ -72,6 +73,7 @@ def encode_images(
         size: The tower's size.
         dtype: Type of the activations; patches and positions are embedded in float32 and then cast.
         remat: Compute the layers' activations again in the backward pass.
+        scan: Compile one layer and loop over it.
 
     Returns:
         `size.num_tokens` tokens an image, row by row, in `dtype`.
@@ -88,7 +90,7 @@ def encode_images(
         hidden = jax.nn.gelu(linear(p["MlpBlock_0"]["Dense_0"], _layer_norm(p["LayerNorm_1"], x)))
         return x + linear(p["MlpBlock_0"]["Dense_1"], hidden)
 
-    x = scan_layers(layer, x.astype(dtype), params["Transformer"]["encoderblock"], remat=remat)
+    x = scan_layers(layer, x.astype(dtype), params["Transformer"]["encoderblock"], remat=remat, scan=scan)
     return linear(params["head"], _layer_norm(params["Transformer"]["encoder_norm"], x))
 
 
@@ -99,6 +101,7 @@ def _attention(params: Params, x: Array) -> Array:
 
     q, k, v = project("query"), project("key"), project("value")
     q = q * q.shape[-1] ** -0.5
+    # jax.nn.dot_product_attention took 1.01 to 1.34 times as long, forward and backward on a CPU (jax 0.10.2, 2 cores).
     logits = jnp.einsum("ntkh,nskh->nkts", q, k, preferred_element_type=jnp.float32)
     mixed = jnp.einsum("nkts,nskh->ntkh", jax.nn.softmax(logits).astype(x.dtype), v)
     y = jnp.einsum("ntkh,khd->ntd", mixed, params["out"]["kernel"].astype(x.dtype))

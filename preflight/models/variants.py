@@ -41,6 +41,13 @@ class GemmaSize:
     num_heads: int  # query heads
     num_kv_heads: int  # key and value heads
     head_dim: int  # features of one head
+    lora_rank: int = 0  # features between an adapter's two matrices; 0: no adapters
+    lora_alpha: float = 0.0  # attention's adapters count alpha / rank
+
+    @property
+    def lora_scale(self) -> float:
+        """The factor of attention's adapters (Hu et al., LoRA, arXiv:2106.09685, section 4.1)."""
+        return self.lora_alpha / self.lora_rank if self.lora_rank else 0.0
 
 
 SIGLIP_SIZES = {
@@ -63,6 +70,13 @@ GEMMA_SIZES = {
     "gemma_300m": GemmaSize(width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256),
     # Gemma Team, arXiv:2403.08295, Table 1; its 32768 feed-forward features count gate and value together.
     "gemma_2b": GemmaSize(width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256),
+}
+# The variants with adapters. The toy's scale is not 1, so that tests see whether it is applied.
+GEMMA_SIZES |= {
+    "dummy_lora": dataclasses.replace(GEMMA_SIZES["dummy"], lora_rank=4, lora_alpha=8.0),
+    # openpi, models/gemma.py: the same names, ranks and alphas.
+    "gemma_300m_lora": dataclasses.replace(GEMMA_SIZES["gemma_300m"], lora_rank=32, lora_alpha=32.0),
+    "gemma_2b_lora": dataclasses.replace(GEMMA_SIZES["gemma_2b"], lora_rank=16, lora_alpha=16.0),
 }
 
 
@@ -107,7 +121,7 @@ def expert_sizes(config: ModelConfig) -> tuple[GemmaSize, GemmaSize]:
             raise UsageError(
                 f"paligemma_variant {config.paligemma_variant!r} and action_expert_variant "
                 f"{config.action_expert_variant!r} cannot share attention: {name} {ours} and {theirs}.",
-                "Pair gemma_2b or gemma_300m with gemma_300m, or dummy with dummy.",
+                "Pair gemma_2b or gemma_300m with gemma_300m, or dummy with dummy; each with or without _lora.",
             )
     return language, action
 

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight.config.lora import freeze_patterns, is_lora, with_lora, without_lora
 from preflight.config.schema import TrainConfig
 from preflight.data.dataset import SampleDataset, resolve_root
-from preflight.runs.protocol import Batch, Facts
+from preflight.runs.protocol import Batch, Facts, Run
 
 if TYPE_CHECKING:
     import jax
@@ -118,13 +119,56 @@ class NativeRun:
         """Every parameter whose path matches none of the config's `freeze` expressions."""
         from flax import nnx
 
-        patterns = [re.compile(pattern) for pattern in self.config.freeze]
+        patterns = [re.compile(pattern) for pattern in self.facts.freeze]
 
         def is_trained(path: tuple[Any, ...], _: Any) -> bool:
             joined = "/".join(str(part) for part in path)
             return not any(pattern.fullmatch(joined) for pattern in patterns)
 
         return nnx.All(nnx.Param, is_trained)
+
+    def load_weights(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters below the config's `weights`; none without it."""
+        if self.config.weights is None:
+            return {}
+        from preflight.models.weights import load_weights
+
+        return load_weights(self.config.weights, params).params
+
+    def unreached(self) -> dict[str, str]:
+        """See `preflight.models.unreached`."""
+        from preflight.models.unreached import UNREACHED
+
+        return dict(UNREACHED)
+
+    def branches(self) -> dict[str, Run]:
+        """The run with its moving average switched, and with LoRA switched."""
+        config, model = self.config, self.config.model
+        ema = 0.99 if config.ema_decay is None else None  # openpi's default decay
+        switched = without_lora(model) if self.facts.lora else with_lora(model)
+        lora = "LoRA off" if self.facts.lora else "LoRA on"
+        return {
+            f"ema_decay={'none' if ema is None else ema}": self._changed(ema_decay=ema),
+            # With LoRA, openpi's configs keep no average.
+            lora: self._changed(model=switched, freeze=None, ema_decay=None),
+        }
+
+    def at_small_size(self) -> Run:
+        """The demo's sizes; LoRA stays LoRA and pi0.5 stays pi0.5."""
+        model = self.config.model
+        small = dataclasses.replace(
+            model,
+            siglip_variant="mu/32",
+            paligemma_variant="dummy_lora" if is_lora(model.paligemma_variant) else "dummy",
+            action_expert_variant="dummy_lora" if is_lora(model.action_expert_variant) else "dummy",
+            vocab_size=512,
+            dtype="float32",
+        )
+        return self._changed(model=small, batch_size=2, weights=None)
+
+    def _changed(self, **changes: Any) -> NativeRun:
+        config = dataclasses.replace(self.config, **changes)
+        return NativeRun(config, reference=self.facts.reference, assignments=self.facts.assignments)
 
 
 def _facts(config: TrainConfig, reference: str, assignments: tuple[str, ...]) -> Facts:
@@ -150,7 +194,15 @@ def _facts(config: TrainConfig, reference: str, assignments: tuple[str, ...]) ->
         action_horizon=config.model.action_horizon,
         wandb_enabled=config.wandb_enabled,
         checkpoint_base_dir=config.checkpoint_base_dir,
-        settings=_flatten(dataclasses.asdict(config)),
+        freeze=freeze_patterns(config),
+        lora=is_lora(config.model.paligemma_variant) or is_lora(config.model.action_expert_variant),
+        # What none stands for is said, so that an expectation can be held against it.
+        settings=_flatten(dataclasses.asdict(config))
+        | {
+            "freeze": freeze_patterns(config),
+            "model.max_token_len": config.model.prompt_len,
+            "data.norm": config.data.norm or config.model.default_norm,
+        },
     )
 
 

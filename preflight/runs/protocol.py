@@ -49,6 +49,8 @@ class Facts:
     action_horizon: int
     wandb_enabled: bool
     checkpoint_base_dir: Path
+    freeze: tuple[str, ...]  # regular expressions of the parameters that are not trained
+    lora: bool  # whether the model has adapters
     settings: dict[str, Any]  # every field of the config by its dotted key, for expectations and the record
 
 
@@ -100,6 +102,41 @@ class Run(Protocol):
 
     def trainable(self) -> Any:
         """The NNX filter of the parameters that are trained."""
+        ...
+
+    def load_weights(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The pretrained parameters that training starts from.
+
+        Args:
+            params: Shapes and dtypes of all parameters, as a nested dict.
+
+        Returns:
+            Nested as `params`, the leaves that were loaded and no others: what is missing is initialised afresh.
+
+        Raises:
+            DataError: They are missing, or do not fit the model; names the leaf.
+        """
+        ...
+
+    def unreached(self) -> dict[str, str]:
+        """Parameters that no loss of this architecture depends on, by path, each with the reason.
+
+        Their gradients are zero by design, and no sign of a mistake.
+        """
+        ...
+
+    def branches(self) -> dict[str, Run]:
+        """This run with every other branch of its train step: moving average on and off, LoRA on and off.
+
+        By a name that says what differs, as in `ema_decay=0.99`.
+        """
+        ...
+
+    def at_small_size(self) -> Run:
+        """This run with a model of the same architecture that a CPU steps in a second, and a batch of two.
+
+        The parameters' paths, the filter of the trained ones and the optimizer are the same; only sizes differ.
+        """
         ...
 
 
