@@ -17,7 +17,7 @@ from preflight.data.loader import BatchLoader
 from preflight.data.normalize import save, unnormalize
 from preflight.data.resize import resize_with_pad
 from preflight.data.sampler import batch_indices
-from preflight.data.tokenizer import tokenize
+from preflight.data.tokenizer import decode, tokenize
 from preflight.errors import DataError, PreflightError, UsageError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -136,6 +136,43 @@ def test_prompts_are_the_tasks_or_the_configured_one(dataset):
     other = SampleDataset(configured(prompt="wave", cameras={}), ModelConfig(max_token_len=10))
     assert other.prompts == ("wave",)
     np.testing.assert_array_equal(other[3]["tokenized_prompt"], tokenize("wave", 10)[0])
+
+
+def test_pi05_reads_the_state_in_its_prompt():
+    dataset = SampleDataset(configured(cameras={}), ModelConfig(pi05=True))
+    assert dataset.norm == "quantile"
+    for index in (0, 300):
+        sample = dataset[index]
+        assert sample["tokenized_prompt"].shape == sample["tokenized_prompt_mask"].shape == (200,)
+        text = decode(sample["tokenized_prompt"])
+        # The normalised state without its padding.
+        state = " ".join(str(sum(x >= k / 128 for k in range(-128, 128)) - 1) for x in sample["state"][:26].tolist())
+        assert text == f"Task: Pick up the yellow bottle on the table., State: {state};\nAction: "
+    np.testing.assert_allclose(
+        unnormalize(dataset[7]["state"][:26], dataset.stats["state"], "quantile"), dataset.column("state")[7], atol=1e-4
+    )
+    assert SampleDataset(configured(cameras={}, norm="zscore"), ModelConfig(pi05=True)).norm == "zscore"
+    assert SampleDataset(configured(cameras={}), ModelConfig()).norm == "zscore"
+
+
+def test_a_prompt_that_is_too_long_loses_its_task_and_never_the_state(caplog):
+    short = SampleDataset(configured(cameras={}), ModelConfig(pi05=True, max_token_len=140))
+    whole = SampleDataset(configured(cameras={}), ModelConfig(pi05=True))
+    (record,) = caplog.records
+    assert record.message == (
+        "the prompt 'Pick up the yellow bottle on the table.' takes 142 tokens with the state and its end is cut: "
+        "model.max_token_len is 140"
+    )
+    text, full = (decode(dataset[3]["tokenized_prompt"]) for dataset in (short, whole))
+    assert text == full.replace("table., State", "table, State").replace("the table,", "the,")
+    error = refusal(DataError, configured(cameras={}), pi05=True, max_token_len=120)
+    assert error.message == (
+        "the prompt's 120 tokens have no room for the state's 26 dimensions, which pi0.5 reads in it"
+    )
+    assert error.hint == "Set model.max_token_len to at least 142: what it takes with the longest task."
+    caplog.clear()
+    SampleDataset(configured(cameras={}), ModelConfig(max_token_len=8))
+    assert "takes 15 tokens and its end is cut: model.max_token_len is 8" in caplog.text
 
 
 def test_a_frame_of_an_unknown_task_is_refused(v30):

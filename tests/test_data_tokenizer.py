@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from preflight.data import tokenizer
-from preflight.data.tokenizer import BOS, PAD, VOCAB_SIZE, clean, count_tokens, decode, tokenize
+from preflight.data.tokenizer import BOS, PAD, VOCAB_SIZE, clean, count_tokens, decode, discretize, tokenize
 
 # Lone surrogates are no text; they cannot be encoded as UTF-8.
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -90,6 +90,55 @@ def test_wrong_arguments_are_named():
 
 def test_a_lone_surrogate_becomes_a_question_mark():
     assert decode(tokenize("a\ud800b", 8)[0]) == "a?b"
+
+
+states = st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=32).map(lambda x: np.array(x, np.float32))
+
+
+def test_the_state_is_read_in_256_bins():
+    edges = [-1.0, -1 + 1 / 128, 0.0, 1 - 1 / 128]
+    assert discretize(np.array(edges)).tolist() == [0, 1, 128, 255]
+    just_below = np.nextafter(edges, -9)
+    assert discretize(just_below).tolist() == [-1, 0, 127, 254]
+    # openpi's: -1 below the range, the last bin above it.
+    assert discretize(np.array([-3.0, 1.0, 3.0])).tolist() == [-1, 255, 255]
+
+
+@given(text, states)
+@example("put_the lighter\nin the cup", np.array([0.0, -1.5, 1.0], np.float32))
+def test_pi05s_prompt_is_openpis_text(prompt, state):
+    ids, mask = tokenize(prompt, count_tokens(prompt, len(state)), state)
+    numbers = [sum(x >= k / 128 for k in range(-128, 128)) - 1 for x in state.tolist()]
+    assert decode(ids) == f"Task: {clean(prompt)}, State: {' '.join(map(str, numbers))};\nAction: "
+    assert mask.tolist() == (ids != PAD).tolist()
+    assert ids[0] == BOS
+
+
+@given(text, states, st.integers(0, 40))
+def test_what_is_cut_is_the_task_never_the_state(prompt, state, room):
+    max_len = count_tokens("", len(state)) + room
+    ids, mask = tokenize(prompt, max_len, state)
+    assert ids.shape == mask.shape == (max_len,)
+    whole, _ = tokenize(prompt, count_tokens(prompt, len(state)), state)
+    kept = decode(ids)
+    assert kept[kept.rindex(", State: ") :] == decode(whole)[decode(whole).rindex(", State: ") :]
+    # The task's tokens are the same whatever the state's numbers are.
+    head = min(count_tokens(prompt, len(state)), max_len) - count_tokens("", len(state)) + len("^ Task: ")
+    other, _ = tokenize(prompt, max_len, np.full(len(state), 0.9, np.float32))
+    assert ids[:head].tolist() == other[:head].tolist() == whole[:head].tolist()
+
+
+def test_the_states_text_is_tokenized_as_any_text():
+    state = np.linspace(-1.5, 1.5, 32, dtype=np.float32)
+    ids, mask = tokenize("cup", 200, state)
+    written, _ = tokenize(decode(ids[mask]), 400)
+    # Without the newline that ends a prompt, and the space and the line break that cleaning changes.
+    assert np.flatnonzero(ids[mask] != written[: mask.sum()]).tolist() == [mask.sum() - 9, mask.sum() - 1]
+
+
+def test_a_state_without_room_is_named():
+    with pytest.raises(ValueError, match="max_len 30 has no room for a state of 14 dimensions"):
+        tokenize("cup", 30, np.zeros(14))
 
 
 def test_import_is_light():

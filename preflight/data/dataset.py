@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,8 +17,10 @@ from preflight.data.episodes import Episodes, read_episodes
 from preflight.data.images import read_image
 from preflight.data.metadata import DatasetInfo, nearest, read_info
 from preflight.data.normalize import NormStats
+from preflight.data.prompts import require_room, tokenize_all
 from preflight.data.resize import resize_with_pad
 from preflight.data.shared_array import SharedArray
+from preflight.data.tokenizer import tokenize
 from preflight.data.video import read_frame
 from preflight.errors import DataError, UsageError
 
@@ -72,7 +74,8 @@ class SampleDataset:
     A sample is, without batch axis: `image` {slot: uint8[224, 224, 3]} and `image_mask` {slot: bool[]} for every slot
     of IMAGE_SLOTS, `state` float32[action_dim], `actions` float32[horizon, action_dim], `tokenized_prompt`
     int32[max_len] and `tokenized_prompt_mask` bool[max_len]. It is made in this order: cameras resized, actions
-    relative to the state, both normalised, prompt tokenised, state and actions padded with zeros.
+    relative to the state, both normalised, prompt tokenised, state and actions padded with zeros. pi0.5's prompt holds
+    the normalised state; where both do not fit into the model's tokens, it is the task's text that is cut.
 
     The columns lie in shared memory: pickled for a loader worker the dataset is some kilobytes. Only the configured
     cameras are ever opened.
@@ -85,17 +88,20 @@ class SampleDataset:
         info: What the dataset says about itself.
         episodes: Where each episode lies.
         stats: The normalisation statistics of "state" and "actions", given or computed.
+        norm: The formula that they are used in.
         prompts: The prompts, by task_index; one if the config sets it.
         source: The dataset's folder.
 
     Raises:
         UsageError: if the config names an unknown image slot or an impossible delta mask.
-        DataError: if the dataset is missing or damaged, lacks a column or camera, or is wider than the model.
+        DataError: if the dataset is missing or damaged, lacks a column or camera, or is wider than the model; or if
+            pi0.5's prompt has no room for the state.
     """
 
     def __init__(self, config: DataConfig, model: ModelConfig) -> None:
         self.config = config
         self.model = model
+        self.norm: Literal["zscore", "quantile"] = config.norm or model.default_norm
         self.info: DatasetInfo = read_info(resolve_root(config))
         self.source: Path = self.info.root
         self._cameras = _cameras(config, self.info)
@@ -118,7 +124,9 @@ class SampleDataset:
         self._columns = dict(zip(keys, arrays, strict=True))
         self.stats: dict[str, NormStats] = self._stats()
         self.prompts: tuple[str, ...] = (config.prompt,) if config.prompt is not None else self._tasks()
-        self._tokens = _tokenize_all(self.prompts, model.max_token_len)
+        require_room(self.prompts, model.prompt_len, self.column("state").shape[1] if model.pi05 else None)
+        # Without the state a prompt is the same in every frame.
+        self._tokens = None if model.pi05 else tokenize_all(self.prompts, model.prompt_len)
 
     def __len__(self) -> int:
         return self.info.total_frames
@@ -148,14 +156,18 @@ class SampleDataset:
         chunk = action_chunk_indices(index, int(self.episodes.to_index[episode]), self.model.action_horizon)
         actions = to_delta(self.column("actions")[chunk], state, self._mask)
         task = 0 if self.config.prompt is not None else int(self._columns["task_index"].array[index, 0])
-        tokens, token_mask = self._tokens
+        state = normalize.normalize(state, self.stats["state"], self.norm)
+        if self._tokens is None:
+            tokens, token_mask = tokenize(self.prompts[task], self.model.prompt_len, state)
+        else:
+            tokens, token_mask = (array[task] for array in self._tokens)
         return {
             "image": images,
             "image_mask": masks,
-            "state": self._padded(normalize.normalize(state, self.stats["state"], self.config.norm)),
-            "tokenized_prompt": tokens[task],
-            "tokenized_prompt_mask": token_mask[task],
-            "actions": self._padded(normalize.normalize(actions, self.stats["actions"], self.config.norm)),
+            "state": self._padded(state),
+            "tokenized_prompt": tokens,
+            "tokenized_prompt_mask": token_mask,
+            "actions": self._padded(normalize.normalize(actions, self.stats["actions"], self.norm)),
         }
 
     def column(self, name: str) -> np.ndarray:
@@ -217,8 +229,8 @@ class SampleDataset:
                 "actions": chunk_stats(actions, state, *bounds, self.model.action_horizon, self._mask),
             }
         loaded = normalize.load(path.expanduser())
-        if self.config.norm == "quantile" and any(np.isnan(loaded[name].q01).any() for name in ("state", "actions")):
-            raise DataError(f"{path} has no quantiles", "Use data.norm = 'zscore', or compute the statistics again.")
+        if self.norm == "quantile" and any(np.isnan(loaded[name].q01).any() for name in ("state", "actions")):
+            raise DataError(f"{path} has no quantiles", "Compute the statistics again, or use data.norm = 'zscore'.")
         return {
             "state": normalize.fit_to(loaded["state"], state.shape[1], "state", path),
             "actions": normalize.fit_to(loaded["actions"], actions.shape[1], "actions", path),
@@ -250,11 +262,3 @@ def _cameras(config: DataConfig, info: DatasetInfo) -> dict[str, str]:
                 nearest(key, info.camera_keys).replace("The dataset has", "Its cameras"),
             )
     return dict(config.cameras)
-
-
-def _tokenize_all(prompts: tuple[str, ...], max_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [p, max_len] and mask [p, max_len], made once, so that workers need no tokenizer."""
-    from preflight.data.tokenizer import tokenize
-
-    pairs = [tokenize(prompt, max_len) for prompt in prompts]
-    return np.stack([tokens for tokens, _ in pairs]), np.stack([mask for _, mask in pairs])

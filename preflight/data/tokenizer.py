@@ -1,18 +1,26 @@
-"""A small tokenizer for the demo model: bytes, plus whole words that robot instructions are made of.
+r"""A small tokenizer for the demo model: bytes, plus whole words that robot instructions are made of.
 
 It needs no download, and its ids stay below 512, so that a toy model's embedding stays small. Prompts are prepared as
-pi0 prepares them for PaliGemma: begin-of-sequence, the cleaned text, a newline. It is lossless: any text comes back.
+pi0 prepares them for PaliGemma: begin-of-sequence, the cleaned text, a newline; or as pi0.5 does, with the robot's
+state as text: "Task: put the lighter in the cup, State: 127 3 255;\nAction: ". It is lossless: any text comes back.
 """
 
+import functools
 import re
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 VOCAB_SIZE = 512
 PAD, EOS, BOS, UNK = 0, 1, 2, 3
 _FIRST_BYTE = 4
 _FIRST_PIECE = _FIRST_BYTE + 256
+
+# pi0.5 reads each dimension of the state as one of so many equal bins over [-1, 1] (openpi, models/tokenizer.py).
+STATE_BINS = 256
+_BIN_EDGES = np.linspace(-1, 1, STATE_BINS + 1)[:-1]
+_TASK, _STATE, _ACTION = "Task: ", ", State: ", ";\nAction: "
+_STATE_CHARACTERS = 4  # of a dimension at most: a space and a number up to 255, or -1
 
 # The order is the ids: add at the end, or models trained before will read other words. At most 252.
 _WORDS = (
@@ -42,40 +50,78 @@ def clean(prompt: str) -> str:
     return prompt.strip().replace("_", " ").replace("\n", " ")
 
 
-def _encode(prompt: str) -> list[int]:
-    ids = [BOS]
-    # The first word is a piece too when a space stands before it; decode takes it off again.
-    for piece in _SPLIT.findall(" " + clean(prompt)):
+def _encode(text: str) -> list[int]:
+    ids: list[int] = []
+    for piece in _SPLIT.findall(text):
         known = _ID.get(piece)
         ids.extend([known] if known is not None else (_FIRST_BYTE + b for b in piece.encode("utf-8", "replace")))
-    ids.append(_FIRST_BYTE + ord("\n"))
     return ids
 
 
-def count_tokens(prompt: str) -> int:
-    """How many tokens the prompt has before any truncation, with the begin mark and the final newline."""
-    return len(_encode(prompt))
+@functools.lru_cache(maxsize=4096)
+def _begin(text: str) -> tuple[int, ...]:
+    # The first word is a piece too when a space stands before it; decode takes it off again.
+    return (BOS, *_encode(f" {text}"))
 
 
-def tokenize(prompt: str, max_len: int) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
-    """Token ids of a prompt, padded or cut at the end to ``max_len``.
+def count_tokens(prompt: str, state_width: int | None = None) -> int:
+    """How many tokens the prompt has before anything is cut, with all that is put around it.
+
+    Args:
+        prompt: Any text.
+        state_width: Dimensions of the state that pi0.5 reads with it, each counted as the longest number there is;
+            None for pi0, whose prompt has no state.
+    """
+    if state_width is None:
+        return len(_begin(clean(prompt))) + 1
+    return len(_begin(_TASK + clean(prompt))) + _reserved(state_width)
+
+
+def discretize(state: Float[np.ndarray, " d"]) -> Int[np.ndarray, " d"]:
+    """The bin of each dimension, 0 to 255 over [-1, 1]; -1 below that and 255 above it, as openpi has it."""
+    return np.digitize(state, _BIN_EDGES) - 1
+
+
+def tokenize(
+    prompt: str, max_len: int, state: Float[np.ndarray, " d"] | None = None
+) -> tuple[Int32[np.ndarray, " l"], Bool[np.ndarray, " l"]]:
+    """Token ids of a prompt, padded or cut to ``max_len``.
+
+    What is cut is the end of the task's text. The state behind it always stays whole; and room is kept for its longest
+    numbers, so that a task reads the same in every frame.
 
     Args:
         prompt: Any text.
         max_len: Length of the result; ``count_tokens`` tells whether something was cut.
+        state: The normalised state that pi0.5 reads in its prompt, without padding; None for pi0.
 
     Returns:
         The ids, and a mask that is True where there is a token.
 
     Raises:
-        ValueError: ``max_len`` is less than 1.
+        ValueError: ``max_len`` is less than 1, or has no room for the state.
     """
     if max_len < 1:
         raise ValueError(f"max_len must be at least 1, not {max_len}")
-    kept = _encode(prompt)[:max_len]
+    if state is None:
+        kept = [*_begin(clean(prompt)), _FIRST_BYTE + ord("\n")][:max_len]
+    else:
+        room = max_len - _reserved(len(state))
+        if room < len(_begin(_TASK)):
+            raise ValueError(f"max_len {max_len} has no room for a state of {len(state)} dimensions")
+        numbers = " ".join(map(str, discretize(state).tolist()))
+        # No piece begins or ends in this part, so its bytes are its tokens; looking for pieces would cost every sample.
+        kept = [
+            *_begin(_TASK + clean(prompt))[:room],
+            *(_FIRST_BYTE + b for b in f"{_STATE}{numbers}{_ACTION}".encode()),
+        ]
     ids = np.full(max_len, PAD, dtype=np.int32)
     ids[: len(kept)] = kept
     return ids, np.arange(max_len) < len(kept)
+
+
+def _reserved(state_width: int) -> int:
+    return len(_STATE) + _STATE_CHARACTERS * state_width - 1 + len(_ACTION)
 
 
 def decode(ids: Int32[np.ndarray, " l"] | list[int]) -> str:
