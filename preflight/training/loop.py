@@ -25,7 +25,7 @@ from preflight.training.camera_views import camera_views, milestone_steps, save_
 from preflight.training.folder import create_folder, refuse_folder, saved_steps
 from preflight.training.metrics import metrics_line, reduce_interval
 from preflight.training.record import require_same_run, write_record
-from preflight.training.state import init_state
+from preflight.training.state import first_state, init_state
 from preflight.training.step import compile_step
 from preflight.training.tracking import Tracker, choose_mode
 
@@ -75,7 +75,7 @@ def train(
 
     Raises:
         UsageError: The folder is taken, there is nothing to resume, or the batch does not fit the devices.
-        DataError: The dataset is missing or damaged.
+        DataError: The dataset or the pretrained parameters are missing, damaged or do not fit.
         PreflightError: A checkpoint cannot be written or restored, or a loader worker died.
     """
     facts = run.facts
@@ -100,7 +100,9 @@ def train(
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
         state = checkpoints.restore(manager, saved_steps(folder)[-1], abstract)
     else:
-        state = jax.jit(lambda key: init_state(run, key), out_shardings=replicated)(rng)
+        if facts.settings.get("weights"):
+            say(f"Starting from {facts.settings['weights']}")
+        state = first_state(run, rng, replicated)
     start = int(state.step)
     if start >= facts.num_train_steps:
         raise UsageError(

@@ -21,6 +21,7 @@ _FREE = (
     "project_name",
     "wandb_enabled",
     "checkpoint_base_dir",
+    "weights",  # where the run started from; a resume does not read it again
 )
 
 

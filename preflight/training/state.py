@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,14 +30,15 @@ class TrainState:
     ema_params: Any  # nnx.State like `params`, or None
 
 
-def init_state(run: Run, rng: jax.Array) -> TrainState:
+def init_state(run: Run, rng: jax.Array, weights: Mapping[str, Any] | None = None) -> TrainState:
     """The state before the first step. Trace it with `jax.eval_shape` to learn its shapes without its memory.
 
     Args:
-        run: The run.
+        run: The run; its own `weights` are not read here.
         rng: A random key.
+        weights: Parameters to start from in place of random ones, nested by path; any part of the model's.
     """
-    params = nnx.state(run.create_model(rng))
+    params = _replaced(nnx.state(run.create_model(rng)), weights or {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -45,6 +47,24 @@ def init_state(run: Run, rng: jax.Array) -> TrainState:
         # A copy: parameters and average are donated together, and one buffer cannot be donated twice.
         ema_params=None if run.facts.ema_decay is None else jax.tree.map(jnp.copy, params),
     )
+
+
+def first_state(run: Run, rng: jax.Array, sharding: jax.sharding.Sharding) -> TrainState:
+    """Makes the state before the first step, from the run's pretrained parameters where it has some.
+
+    Args:
+        run: The run.
+        rng: A random key.
+        sharding: Where each array lies.
+
+    Raises:
+        DataError: The pretrained parameters are missing or do not fit.
+    """
+    abstract = pure(nnx.state(nnx.eval_shape(lambda: run.create_model(jax.random.key(0)))))
+    weights = _moved(run.load_weights(abstract), sharding)
+    # Donated: they become the state's own buffers; and XLA draws no random numbers for what is replaced.
+    make = jax.jit(lambda key, weights: init_state(run, key, weights), out_shardings=sharding, donate_argnums=1)
+    return make(rng, weights)
 
 
 def model_def(run: Run) -> nnx.GraphDef[Any]:
@@ -58,6 +78,23 @@ def trainable(run: Run, params: nnx.State) -> nnx.State:
     if hasattr(nnx, "filter_state"):
         return nnx.filter_state(params, run.trainable())
     return params.filter(run.trainable())
+
+
+def _replaced(params: nnx.State, weights: Mapping[str, Any]) -> nnx.State:
+    given = {parameter_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: given.get(parameter_path(keys), leaf), params)
+
+
+def _moved(tree: dict[str, Any], sharding: jax.sharding.Sharding) -> dict[str, Any]:
+    """The arrays on their devices; each is taken out of `tree`, so that the host's copies go one by one."""
+    moved: dict[str, Any] = {}
+    for name in list(tree):
+        node = tree.pop(name)
+        # Never an alias of the host's memory, which is not ours to donate.
+        moved[name] = (
+            _moved(node, sharding) if isinstance(node, dict) else jax.device_put(node, sharding, may_alias=False)
+        )
+    return moved
 
 
 def pure(state: nnx.State) -> dict[str, Any]:
