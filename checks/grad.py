@@ -1,16 +1,24 @@
-"""`grad.*`: the contract of the loss and its gradients, traced on the full-size model."""
+"""`grad.*`: the contract of the loss and its gradients, what they reach, and whether they are numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from checks import grad_coverage, grad_finite
+from checks.blame import definition, one_line, user_line
 from checks.context import CheckContext
-from checks.trace import abstract_state, paths, user_line
+from checks.observed import ObservedRun, observe
+from checks.trace import abstract_state, model_structure, paths, shape_text
 from preflight.checklist import Check, Hint, Outcome, failed, passed
+from preflight.runs import command_line
 
-_CONTRACT = (
+_STEP_CONTRACT = (
     "loss_fn returns (mean_loss, chunked_loss) and is differentiated with has_aux=True: "
     "(loss, chunked_loss), grads = nnx.value_and_grad(loss_fn, argnums=..., has_aux=True)(...)"
+)
+_LOSS_CONTRACT = (
+    "compute_loss returns one floating array [batch, horizon], a loss for each sample and action step; the train step "
+    "takes its mean and keeps the array as aux"
 )
 
 
@@ -18,39 +26,58 @@ def _has_aux(context: CheckContext) -> Outcome:
     import jax
     from flax import nnx
 
-    from preflight.training.state import model_def, trainable
-    from preflight.training.step import loss_and_grads
+    from preflight.training import step
+    from preflight.training.state import trainable
 
     run = context.run
-    state, structure = abstract_state(context), model_def(context.run)
-    batch_size = run.facts.batch_size
+    state, structure = abstract_state(context), model_structure(context)
+    observed = observe(run)
+    batch = run.batch_spec(run.facts.batch_size)
+    aux_shape = (run.facts.batch_size, run.facts.action_horizon)
 
     def trace(rng: Any, params: Any, batch: Any) -> Any:
-        return loss_and_grads(run, nnx.merge(structure, params), rng, batch)
+        return step.loss_and_grads(observed.run, nnx.merge(structure, params), rng, batch)
 
     try:
-        out = jax.eval_shape(trace, jax.random.key(0), state.params, run.batch_spec(batch_size))
+        out = jax.eval_shape(trace, jax.random.key(0), state.params, batch)
     except Exception as error:  # noqa: BLE001
-        return _explain(error)
+        return _untraceable(context, observed, aux_shape, error)
     trained = paths(trainable(run, state.params))
     total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    problems = contract_problems(out, (batch_size, run.facts.action_horizon), trained)
-    measured = {"parameters": total, "trainable_parameters": sum(leaf.size for leaf in trained.values())}
-    if not trained:
-        problems.insert(0, "there is nothing to train: freeze matches every parameter")
+    of_loss = [loss_problem(loss, aux_shape) for loss in observed.returned[:1]]
+    problems = [problem for problem in of_loss if problem] or contract_problems(out, aux_shape, trained)
     if problems:
-        return failed(
-            problems[0],
-            measured=measured,
-            expected={"contract": _CONTRACT},
-            evidence=tuple(problems[:10]),
-            hint=Hint(text=_CONTRACT),
-        )
+        return _broken(context, problems, observed, by_user=any(of_loss))
     return passed(
         f"traced at full size ({total:,} parameters, {len(trained)} trainable leaves): scalar float32 loss, "
-        f"aux [{batch_size}, {run.facts.action_horizon}], gradients exactly the trainable tree",
-        measured=measured,
+        f"aux {list(aux_shape)}, gradients exactly the trainable tree",
+        measured={"parameters": total, "trainable_parameters": sum(leaf.size for leaf in trained.values())},
     )
+
+
+def loss_problem(loss: Any, aux_shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the value of `compute_loss`, in plain words; None where nothing is.
+
+    Args:
+        loss: Traced.
+        aux_shape: (batch, horizon).
+    """
+    import jax.numpy as jnp
+
+    if not (hasattr(loss, "shape") and hasattr(loss, "dtype")):
+        return f"compute_loss returns {shape_text(loss)}, not one array {list(aux_shape)} (batch, horizon)"
+    if loss.shape != aux_shape:
+        batch, horizon = aux_shape
+        why = {
+            0: "the mean over samples and steps is the train step's, which needs the values behind it for loss_std, "
+            "loss_max and loss_min",
+            1: "the horizon was averaged away" if loss.shape == (batch,) else "an axis is gone",
+            2: "the axes are swapped" if loss.shape == (horizon, batch) else "the axes have other lengths",
+        }.get(len(loss.shape), "the mean over the action dimension is missing")
+        return f"compute_loss returns {shape_text(loss)}, expected {list(aux_shape)} (batch, horizon): {why}"
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        return f"compute_loss returns {shape_text(loss)}: only a floating loss has a gradient"
+    return None
 
 
 def contract_problems(out: Any, aux_shape: tuple[int, ...], trainable: dict[str, Any]) -> list[str]:
@@ -65,22 +92,26 @@ def contract_problems(out: Any, aux_shape: tuple[int, ...], trainable: dict[str,
 
     problems: list[str] = []
     if not (isinstance(out, tuple) and len(out) == 2):
-        return [f"value_and_grad returned {type(out).__name__}, not the pair ((loss, aux), grads)"]
+        return [f"value_and_grad returned {shape_text(out)}, not the pair ((loss, aux), grads)"]
     value, grads = out
-    if not (isinstance(value, tuple) and len(value) == 2):
-        return ["the first result is the bare loss, not (loss, aux): has_aux=True is missing"]
+    if not isinstance(value, tuple):
+        return [f"the first result is the bare loss {shape_text(value)}, not (loss, aux): has_aux=True is missing"]
+    if len(value) != 2:
+        return [f"the first result is {shape_text(value)}, not the pair (loss, aux)"]
     loss, aux = value
-    if loss.shape != ():
-        problems.append(f"the loss has shape {list(loss.shape)}: it must be a scalar, the mean over samples and steps")
+    found = getattr(aux, "shape", None)
+    if getattr(loss, "shape", None) != ():
+        swapped = loss.shape == aux_shape and found == ()
+        why = "the pair is swapped, aux comes second" if swapped else "it must be the mean over samples and steps"
+        problems.append(f"[0][0], the loss, is {shape_text(loss)} and no scalar: {why}")
     if not jnp.issubdtype(loss.dtype, jnp.floating):
-        problems.append(f"the loss is {loss.dtype}: only a floating loss has a gradient")
+        problems.append(f"[0][0], the loss, is {shape_text(loss)}: only a floating loss has a gradient")
     elif loss.dtype != jnp.float32:
-        problems.append(f"the loss is {loss.dtype}: its mean should be taken in float32")
-    if getattr(aux, "shape", None) != aux_shape:
-        found = list(aux.shape) if hasattr(aux, "shape") else type(aux).__name__
+        problems.append(f"[0][0], the loss, is {shape_text(loss)}: its mean should be taken in float32")
+    if found != aux_shape:
         problems.append(
-            f"aux has shape {found}, expected {list(aux_shape)} (batch, horizon): loss_std, loss_max and loss_min "
-            "would be taken over something else"
+            f"[0][1], aux, is {shape_text(aux)}, expected {list(aux_shape)} (batch, horizon): loss_std, loss_max and "
+            "loss_min would be taken over something else"
         )
     found_grads = paths(grads)
     for path in sorted(trainable.keys() - found_grads.keys()):
@@ -95,24 +126,64 @@ def contract_problems(out: Any, aux_shape: tuple[int, ...], trainable: dict[str,
     return problems
 
 
-def _explain(error: Exception) -> Outcome:
-    text = str(error)
-    where = user_line(error)
-    plain = {
-        "requires real- or complex-valued outputs": "the loss is not floating point: an integer has no gradient",
-        "only defined for scalar-output functions": "the loss is not a scalar: jnp.mean over samples and steps "
-        "is missing",
-        "with a pair": "loss_fn does not return a pair (loss, aux), but has_aux=True expects one",
-        "has_aux=True": "loss_fn does not return a pair (loss, aux), but has_aux=True expects one",
-        "not enough values to unpack": "loss_fn returns fewer values than are unpacked",
-        "cannot unpack": "loss_fn does not return a pair (loss, aux), but has_aux=True expects one",
-    }
-    first = next(iter(text.strip().splitlines()), type(error).__name__)
-    summary = next((words for mark, words in plain.items() if mark in text), f"{type(error).__name__}: {first}")
+def _untraceable(context: CheckContext, observed: ObservedRun, aux_shape: tuple[int, ...], error: Exception) -> Outcome:
+    """Says whose fault it is that the gradient cannot be traced: the loss's own, or the step's around it."""
+    lines = (user_line(error), one_line(error))
+    if observed.raised:
+        problem = f"compute_loss raises {one_line(observed.raised[0])}"
+        return _broken(context, [problem], observed, by_user=True, lines=(user_line(observed.raised[0]),))
+    of_loss = loss_problem(observed.returned[0], aux_shape) if observed.returned else None
+    if of_loss is not None:
+        return _broken(context, [of_loss], observed, by_user=True, lines=lines)
+    return _broken(context, [_of_the_step(str(error), aux_shape) or one_line(error)], observed, lines=lines)
+
+
+def _of_the_step(text: str, aux_shape: tuple[int, ...]) -> str | None:
+    """What jax's message means for whoever wrote `loss_fn`."""
+    no_pair = "loss_fn returns no pair (loss, aux), but has_aux=True expects one"
+    if "iteration over a 0-d array" in text or "cannot unpack non-iterable" in text:
+        return f"{no_pair}: aux is missing, the bare mean is returned"
+    if "values to unpack" in text:
+        return f"{no_pair}: it returns more or fewer values"
+    if "Output was (" in text:
+        return (
+            "the pair (loss, aux) itself is differentiated, as if it were the loss: has_aux=True is missing in "
+            "value_and_grad"
+        )
+    if f"Output had shape: {aux_shape}" in text:
+        return (
+            f"the first value of loss_fn has shape {list(aux_shape)}, that of aux: the pair is swapped, or the mean "
+            "is missing"
+        )
+    if "only defined for scalar-output functions" in text:
+        return "the loss is no scalar: jnp.mean over samples and steps is missing"
+    if "requires real" in text and "but got" in text:
+        got = text.split("but got", 1)[1].partition(".")[0].strip()
+        return f"the loss is {got}: only a floating loss has a gradient"
+    return None
+
+
+def _broken(
+    context: CheckContext,
+    problems: list[str],
+    observed: ObservedRun,
+    *,
+    by_user: bool = False,
+    lines: tuple[str | None, ...] = (),
+) -> Outcome:
+    facts = context.run.facts
+    where = definition(context.run.compute_loss) if by_user else None
+    evidence = [*problems[1:10], *lines, f"compute_loss: {where}" if where else None]
+    aux = f"float32[{facts.batch_size},{facts.action_horizon}]"
     return failed(
-        f"the loss cannot be differentiated: {summary}",
-        evidence=tuple(line for line in (where, f"{type(error).__name__}: {first[:300]}") if line),
-        hint=Hint(text=_CONTRACT),
+        problems[0],
+        measured={"compute_loss": shape_text(observed.returned[0])} if observed.returned else {},
+        expected={"compute_loss": aux} if by_user else {"loss": "float32[]", "aux": aux},
+        evidence=tuple(line for line in evidence if line),
+        hint=Hint(
+            text=_LOSS_CONTRACT if by_user else _STEP_CONTRACT,
+            commands=(command_line(facts, "check", "--only", "grad.*"),),
+        ),
     )
 
 
@@ -127,6 +198,10 @@ CHECKS = (
         run=_has_aux,
         doc="Traces value_and_grad(..., has_aux=True) of the full-size model with jax.eval_shape: no array is made, so "
         "3.2 billion parameters take seconds and no memory. The loss must be a scalar float32, aux one value for each "
-        "sample and action step, and the gradients exactly the trainable parameters, leaf by leaf.",
+        "sample and action step, and the gradients exactly the trainable parameters, leaf by leaf. A mistake is told "
+        "apart: aux missing, the pair swapped, has_aux forgotten, a loss that is no scalar or not floating, an aux of "
+        "another shape; an error inside compute_loss is shown with your line.",
     ),
+    grad_coverage.CHECK,
+    grad_finite.CHECK,
 )

@@ -97,6 +97,7 @@ CHECKS = (
         severity="fail",
         failures=("F40",),
         timeout_s=180,
+        requires=("config.model",),
         run=_space,
         doc="Bytes of one checkpoint (parameters, optimizer state, moving average: exact, from the traced "
         "shapes) times the checkpoints that keep_period keeps plus the one being written, against the free space.",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sysconfig
-import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checks.context import CheckContext
@@ -25,6 +22,13 @@ def abstract_state(context: CheckContext) -> TrainState:
         return jax.eval_shape(lambda key: init_state(context.run, key), jax.random.key(0))
 
     return context.once("abstract-state", trace)
+
+
+def model_structure(context: CheckContext) -> Any:
+    """The model without its parameters; traced once for all checks."""
+    from preflight.training.state import model_def
+
+    return context.once("model-structure", lambda: model_def(context.run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,13 @@ class StateBytes:
         return self.parameters + self.optimizer + self.ema
 
 
-def state_bytes(context: CheckContext) -> StateBytes:
-    """Exact bytes from the traced shapes; nothing is allocated."""
+def state_bytes(context: CheckContext, batch_size: int | None = None) -> StateBytes:
+    """Exact bytes from the traced shapes; nothing is allocated.
+
+    Args:
+        context: The run's.
+        batch_size: Samples on one device; the run's whole batch without it.
+    """
     from preflight.training.state import trainable
 
     state, run = abstract_state(context), context.run
@@ -58,7 +67,7 @@ def state_bytes(context: CheckContext) -> StateBytes:
         optimizer=tree_bytes(state.opt_state),
         ema=tree_bytes(state.ema_params),
         gradients=tree_bytes(trainable(run, state.params)),
-        batch=tree_bytes(run.batch_spec(run.facts.batch_size)),
+        batch=tree_bytes(run.batch_spec(batch_size or run.facts.batch_size)),
     )
 
 
@@ -78,15 +87,28 @@ def paths(tree: Any) -> dict[str, Any]:
     return {parameter_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def user_line(error: BaseException) -> str | None:
-    """The innermost line of a traceback that is neither ours nor an installed package's, else the innermost of ours."""
-    installed = Path(sysconfig.get_paths()["purelib"])
-    own = Path(__file__).resolve().parent.parent
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(installed) and not frame.filename.startswith("<")
-    ]
-    users = [f for f in frames if not any(Path(f.filename).is_relative_to(own / d) for d in ("preflight", "checks"))]
-    chosen = (users or frames)[-1:] if frames else []
-    return f"{chosen[0].filename}:{chosen[0].lineno}: {chosen[0].line}" if chosen else None
+def state_paths(state: Any) -> dict[str, Any]:
+    """The leaves of a whole train state by their path (`opt_state/1/0/mu/…`), the same on every version of flax."""
+    import jax
+
+    named = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
+        # The level that NNX puts below each parameter.
+        shown = [key for key in keys if getattr(key, "name", None) != "value"]
+        named["/".join(str(_first(key, "name", "key", "idx")) for key in shown)] = leaf
+    return named
+
+
+def _first(key: Any, *names: str) -> Any:
+    return next((getattr(key, name) for name in names if hasattr(key, name)), key)
+
+
+def shape_text(value: Any) -> str:
+    """A traced value in a reader's words: `float32[4,50]`, `a tuple of 2 (float32[], float32[4,50])`."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(map(shape_text, value))})"
+    if isinstance(value, dict):
+        return f"a dict ({', '.join(f'{name}: {shape_text(leaf)}' for name, leaf in value.items())})"
+    return "None" if value is None else f"a {type(value).__name__}"

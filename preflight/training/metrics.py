@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from preflight.models.params import parameter_path
+
 PyTree = Any
 
 # In the order in which a person looks at them; the rest is in metrics.jsonl.
@@ -27,10 +29,10 @@ def abs_max(tree: PyTree) -> Float[Array, ""]:
 def abs_mean(tree: PyTree) -> Float[Array, ""]:
     """The mean absolute value over all elements of all leaves, float32; 0 for an empty tree."""
     leaves = jax.tree.leaves(tree)
-    # Element counts as Python integers: pi0's 3.2e9 elements overflow an int32 on the device.
-    count = sum(leaf.size for leaf in leaves)
+    # Counted in Python and as a float: pi0's 3.2e9 elements overflow the int32 that jax would make of an integer.
+    count = float(sum(leaf.size for leaf in leaves))
     total = sum((jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in leaves), jnp.float32(0))
-    return total / max(count, 1)
+    return total / max(count, 1.0)
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:
@@ -40,11 +42,24 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def tree_distance(a: PyTree, b: PyTree) -> Float[Array, ""]:
-    """The L2 norm of the difference of two trees of the same structure.
+    """The L2 norm of the difference of two trees of the same structure, in float32; 0 for empty trees.
 
     Works on the leaves, which are arrays: nothing here has a `.value`.
+
+    Raises:
+        ValueError: A leaf is in one tree only, or has two shapes; names it.
     """
+    shapes, others = _shapes(a), _shapes(b)
+    for path in sorted(shapes.keys() | others.keys()):
+        # Without this, [1, 3] would be broadcast over [2, 3].
+        if shapes.get(path) != others.get(path):
+            found, other = (f"{list(s[path])}" if path in s else "absent" for s in (shapes, others))
+            raise ValueError(f"the trees do not belong together: {path} is {found} in one and {other} in the other")
     return global_norm(jax.tree.map(lambda x, y: x.astype(jnp.float32) - y.astype(jnp.float32), a, b))
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {parameter_path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def reduce_interval(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -106,7 +106,8 @@ def compile_step(run: Run, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Train
 
     structure = model_def(run)
 
-    def step(rng: jax.Array, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    # Annotated loosely: whether a step keeps its contract is what the check `step.contract` asks.
+    def step(rng: jax.Array, state: Any, batch: Any) -> Any:
         return train_step(run, structure, rng, state, batch)
 
     return jax.jit(
