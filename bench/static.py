@@ -16,10 +16,16 @@ _ROWS: tuple[tuple[str, tuple[str, ...], tuple[int, ...], str], ...] = (
         "8 s, 1500 MiB",
     ),
     (
-        "full-size state bytes for an H100",
+        "full-size has_aux and step.contract",
+        ("check", "pi0_lighter_cup_trossen", "--only", "grad.has-aux", "--only", "step.contract"),
+        (0,),
+        "8 s, 1500 MiB",
+    ),
+    (
+        "full-size train step compiled for an H100",
         ("check", "pi0_lighter_cup_trossen", "--only", "memory.device", "--target", "h100-80gb"),
-        (0, 3),
-        "",
+        (0,),
+        "45 s",
     ),
 )
 

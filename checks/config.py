@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from checks import model, weights
 from checks.context import CheckContext, visible_gpus, with_settings
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
 from preflight.data.metadata import read_info
@@ -47,7 +48,7 @@ def _meets(found: object, wanted: object) -> bool:
 def _freeze(context: CheckContext) -> Outcome:
     from checks.trace import abstract_state, paths
 
-    patterns = context.run.facts.settings.get("freeze") or ()
+    patterns = context.run.facts.freeze
     params = paths(abstract_state(context).params)
     frozen = {p: [path for path in params if re.fullmatch(p, path)] for p in patterns}
     matched = {path for found in frozen.values() for path in found}
@@ -212,9 +213,10 @@ def _ema(context: CheckContext) -> Outcome:
         return passed("no moving average of the parameters is kept; ema_distance is not logged")
     horizon = 1 / (1 - facts.ema_decay)
     measured = {"ema_decay": facts.ema_decay, "horizon_steps": round(horizon, 1)}
-    if facts.settings.get("freeze"):
+    if facts.freeze:
+        lora = "in a LoRA run: " if facts.lora else "while parameters are frozen: "
         return warned(
-            "ema_decay is set while parameters are frozen: the average keeps a second copy of frozen parameters too",
+            f"ema_decay is set {lora}the average keeps a second copy of the frozen parameters too",
             measured=measured,
             hint=Hint(text="openpi's LoRA configs switch it off", commands=with_settings(context, "ema_decay=none")),
         )
@@ -301,13 +303,15 @@ CHECKS = (
         doc="Runs are counted in steps; this says what that means in passes over the frames. Less than one "
         "pass leaves data unseen, hundreds of passes over a small dataset overfit.",
     ),
+    model.CHECK,
+    weights.CHECK,
     Check(
         id="config.freeze",
-        title="What is frozen is what was meant",
+        title="The freeze patterns find what they name",
         level="standard",
         severity="fail",
+        requires=("config.model",),
         timeout_s=180,
-        failures=("F11",),
         run=_freeze,
         doc="Matches the config's freeze patterns with the paths of the model's parameters, traced and not allocated. "
         "A pattern that matches nothing freezes nothing, without a word; one that matches everything trains nothing.",

@@ -9,14 +9,25 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from preflight.runs import Run, command_line
 from preflight.telemetry.cpus import CpuCount, usable_cpus
 from preflight.telemetry.devices import PresentGpu, present_gpus
 from preflight.telemetry.memory import MemoryLimit, available_memory
+from preflight.telemetry.targets import GpuSpec, Target
+
+if TYPE_CHECKING:
+    from preflight.training.device_compile import StepMemory
+    from preflight.training.lowered import LoweredStep
 
 T = TypeVar("T")
+
+
+def _compile(step: LoweredStep, device: GpuSpec | str) -> StepMemory:
+    from preflight.training.device_compile import compile_step_for
+
+    return compile_step_for(step, device)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +39,7 @@ class Probes:
     gpus: Callable[[], list[PresentGpu]] = present_gpus
     disk_free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free  # bytes
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    compile: Callable[[LoweredStep, GpuSpec | str], StepMemory] = _compile  # for a GPU, "cuda" (the one here) or "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +55,7 @@ class CheckContext:
     """
 
     run: Run
-    target: str | None = None  # name of the GPU to judge memory by, None for what is present
+    target: Target | None = None  # the GPU to judge the run for, None for what is present
     expect: Mapping[str, Any] = field(default_factory=dict)  # dotted config key -> the value it must have
     folder: Path | None = None  # the run folder of a training that is about to start
     overwrite: bool = False
@@ -70,7 +82,7 @@ class CheckContext:
 def with_settings(context: CheckContext, *assignments: str) -> tuple[str]:
     """The command that checks the run with further settings, for a hint."""
     words = [word for assignment in assignments for word in ("--set", assignment)]
-    target = () if context.target is None else ("--target", context.target)
+    target = () if context.target is None else ("--target", context.target.text)
     return (command_line(context.run.facts, "check", *words, *target),)
 
 

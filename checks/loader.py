@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from checks.context import CheckContext, with_settings
+from checks.device import demand_text, judged_device, step_roofline
 from checks.sweep import configured_point, loader_sweep
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.runs import command_line
@@ -33,6 +34,22 @@ def _throughput(context: CheckContext) -> Outcome:
         f"a batch of {facts.batch_size} every {facts.batch_size / rate.median:.2f} s, first batch after "
         f"{own.first_batch_s:.1f} s"
     )
+    bounds = step_roofline(context)
+    if bounds is not None:
+        device = judged_device(context)
+        low, high = bounds.demand_samples_per_s
+        measured["demand_samples_per_s"] = [round(low, 1), round(high, 1)]
+        asked = demand_text(bounds, device)
+        if rate.hi < low:
+            return warned(
+                f"{summary}; the GPU would wait for data {1 - rate.median / low:.0%} of the time: {asked}",
+                measured=measured,
+                hint=Hint(
+                    text="more workers on more cores, fewer or smaller pictures, or data on a local disk; measure them",
+                    commands=(command_line(facts, "bench-loader", "--workers", _workers_to_try(context)),),
+                ),
+            )
+        summary += f"; asked for are {asked}"
     better = [p for p in result.points if p.samples_per_s.lo > rate.hi * 1.05]
     if better:
         workers = ",".join(str(p.num_workers) for p in result.points)
@@ -49,6 +66,11 @@ def _throughput(context: CheckContext) -> Outcome:
     return passed(summary, measured=measured)
 
 
+def _workers_to_try(context: CheckContext) -> str:
+    cores = max(1, int(context.probes.cpus().count))
+    return ",".join(str(n) for n in sorted({max(1, cores // 2), cores, context.run.facts.num_workers} - {0}))
+
+
 CHECKS = (
     Check(
         id="loader.throughput",
@@ -62,6 +84,8 @@ CHECKS = (
         run=_throughput,
         doc="Runs the run's own loader (real worker processes, real decoding) for a few seconds at the "
         "configured number of workers and at two, and warns when the other is clearly faster, beyond both "
-        "intervals. `preflight bench-loader` does the same at length.",
+        "intervals. Where the GPU is known (--target, or one is here), its peak and the step's operations "
+        "say what the loader must deliver: it warns when a step at 35 % of the peak would already wait. `preflight "
+        "bench-loader` does the same at length.",
     ),
 )

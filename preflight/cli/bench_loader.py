@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from preflight.cli.options import ConfigArgument, SetOption, StackOption, one_of, open_run, output_file
+from preflight.cli.options import (
+    ConfigArgument,
+    SetOption,
+    StackOption,
+    TargetOption,
+    judged_for,
+    one_of,
+    open_run,
+    output_file,
+)
+
+if TYPE_CHECKING:
+    from preflight.runs import Run
 
 
 def bench_loader(
@@ -25,6 +37,7 @@ def bench_loader(
         Optional[float],  # noqa: UP045
         typer.Option("--demand", metavar="RATE", help="Samples/s that the training step consumes.", show_default=False),
     ] = None,
+    target: TargetOption = None,
     max_seconds: Annotated[float, typer.Option("--max-seconds", metavar="S", help="At most, for each point.")] = 20.0,
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text or json.")] = "text",  # noqa: A002
     output: Annotated[
@@ -53,6 +66,9 @@ def bench_loader(
     from bench.table import render_table
 
     facts = run.facts
+    said = ""
+    if demand is None:
+        demand, said = _demand_of_the_step(run, target)
     with output_file(output) as file:
         result = sweep(
             run.dataset(),
@@ -67,5 +83,18 @@ def bench_loader(
         text = json.dumps(result.to_json(), indent=2) + "\n"
         if file is not None:
             file.write(text)
-        sys.stdout.write(text if format == "json" else render_table(result))
+        sys.stdout.write(text if format == "json" else render_table(result) + said)
     return 0
+
+
+def _demand_of_the_step(run: Run, target: str | None) -> tuple[float | None, str]:
+    """What a step on the target, or on the GPU that is here, consumes at the least; and how that was found."""
+    from checks.context import CheckContext
+    from checks.device import demand_text, judged_device, step_roofline
+
+    context = CheckContext(run=run, target=judged_for(target))
+    bounds = step_roofline(context)
+    if bounds is None:
+        return None, ""
+    text = f"Demand: {demand_text(bounds, judged_device(context))}; the lower was asked of the loader.\n"
+    return bounds.demand_samples_per_s[0], text

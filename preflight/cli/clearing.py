@@ -63,7 +63,7 @@ def clear(
         config=facts.name,
         stack=facts.stack,
         level=level,
-        target=context.target,
+        target=None if context.target is None else context.target.text,
         started_at=started_at,
         duration_s=duration_s,
         environment=environment(),
@@ -74,7 +74,7 @@ def clear(
 def heading(context: CheckContext, level: str) -> str:
     """The checklist's first line."""
     facts = context.run.facts
-    target = f", judged for {context.target}" if context.target else ""
+    target = f", judged for {context.target.text}" if context.target else ""
     return f"Checklist for {facts.name} ({facts.stack} stack, level {level}{target})"
 
 

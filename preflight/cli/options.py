@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from preflight.runs import Run
+    from preflight.telemetry.targets import Target
 
 ConfigArgument = Annotated[
     Optional[str],  # noqa: UP045  typer before 0.13 reads no `str | None`
@@ -29,6 +30,15 @@ ConfigArgument = Annotated[
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config field, e.g. --set batch_size=8.")
 ]
+TargetOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--target",
+        metavar="GPU",
+        help="Judge for this GPU, e.g. h100-80gb, 8xh100-80gb or my_gpu.toml, instead of what is here.",
+        show_default=False,
+    ),
+]
 StackOption = Annotated[str, typer.Option("--stack", metavar="NAME", help="auto or native.")]
 
 
@@ -36,7 +46,9 @@ def open_run(config: str | None, stack: str, assignments: list[str]) -> tuple[Ru
     """The run that the command line means, and the project it stands in."""
     from preflight.cli.progress import demo_progress
     from preflight.runs import load_run
+    from preflight.telemetry.devices import quiet_idle_plugin
 
+    quiet_idle_plugin()
     project = find_project(Path.cwd())
     name = config or project.config or DEFAULT_CONFIG
     if stack == "auto" and project.stack is not None:
@@ -56,6 +68,19 @@ def one_of(option: str, value: str, valid: tuple[str, ...]) -> str:
         message, hint = unknown(f"value for {option}", value, valid)
         raise UsageError(message, hint)
     return value
+
+
+def judged_for(target: str | None) -> Target | None:
+    """What `--target` means.
+
+    Raises:
+        UsageError: No known GPU, or no description of one.
+    """
+    if target is None:
+        return None
+    from preflight.telemetry.targets import parse_target
+
+    return parse_target(target)
 
 
 @contextmanager

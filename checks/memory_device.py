@@ -1,0 +1,203 @@
+"""`memory.device`: the whole train step on a GPU, from XLA's own compiler, whether or not the GPU is here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from checks import units
+from checks.context import CheckContext
+from checks.device import Device, compile_for, judged_device, lowered_step, per_device_batch, step_roofline
+from checks.remedies import remedies
+from checks.trace import StateBytes, state_bytes
+from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
+
+if TYPE_CHECKING:
+    from preflight.training.device_compile import CompilerError, StepMemory
+
+_GIB = 2**30
+# A pool that is fuller than this fails on fragmentation: JAX's allocator hands out contiguous pieces.
+_TIGHT = 0.95
+
+
+def _device(context: CheckContext) -> Outcome:
+    device = judged_device(context)
+    size = state_bytes(context, per_device_batch(context, device))
+    if not device.total_bytes:
+        return _on_host(context, device, size)
+    if size.total > device.advised_limit:
+        return _too_large(context, device, size)
+    from preflight.training.device_compile import CompilerError
+
+    step = lowered_step(context, per_device_batch(context, device))
+    try:
+        memory = context.probes.compile(step, compile_for(device))
+    except CompilerError as error:
+        return _from_cpu(context, device, size, error)
+    need = needed(memory, size)
+    measured = _measured(context, device, size, memory)
+    evidence = (*_table(size, memory), f"limit: {device.why}")
+    summary = (
+        f"{device.name}: the step takes {units.size(need)} of {units.size(device.limit)} "
+        f"(state {units.size(size.checkpoint)}, temporaries {units.size(memory.temporaries)}), says {memory.compiler}"
+    )
+    if need > device.limit:
+        return failed(
+            summary,
+            measured=measured,
+            expected={"step_gib": f"at most {device.limit / _GIB:.1f}"},
+            evidence=evidence,
+            hint=remedies(context, device, size, need),
+        )
+    if need > _TIGHT * device.limit:
+        return warned(
+            f"{summary}: so full a pool can fail on fragmentation",
+            measured=measured,
+            evidence=evidence,
+            hint=remedies(context, device, size, need, limit=int(_TIGHT * device.limit)),
+        )
+    return passed(summary, measured=measured, evidence=evidence)
+
+
+def needed(memory: StepMemory, size: StateBytes) -> int:
+    """The step's peak, and the next batch, which is on its way while the step runs."""
+    return memory.peak + size.batch
+
+
+def _too_large(context: CheckContext, device: Device, size: StateBytes) -> Outcome:
+    """State, gradients and batch alone do not fit: a verdict that needs no compiler."""
+    return failed(
+        f"{device.name}: parameters, optimizer, EMA, gradients and batch alone take {units.size(size.total)}, of "
+        f"{units.size(device.limit)}",
+        measured=_measured(context, device, size),
+        expected={"state_gib": f"less than {device.limit / _GIB:.1f}"},
+        evidence=(*_table(size), f"limit: {device.why}", "activations come on top"),
+        hint=remedies(context, device, size, None),
+    )
+
+
+def _from_cpu(context: CheckContext, device: Device, size: StateBytes, error: CompilerError) -> Outcome:
+    """An upper bound where the GPU's compiler is not to be had."""
+    from preflight.training.device_compile import CompilerError
+
+    why = f"the GPU's compiler was not used: {error.message}"
+    hint = Hint(
+        text="XLA's own compile for the GPU says it exactly; the GPU need not be here",
+        commands=(error.hint,) if error.hint else (),
+    )
+    try:
+        memory = context.probes.compile(lowered_step(context, per_device_batch(context, device)), "cpu")
+    except CompilerError as second:
+        return skipped(
+            f"not judged: the state takes {units.size(size.total)} of {units.size(device.limit)}, what comes on top is "
+            f"not known; {error.message}",
+            measured=_measured(context, device, size),
+            evidence=(*_table(size), why, f"nor does the CPU's tell: {second.message}"),
+            hint=hint,
+        )
+    need = needed(memory, size)
+    measured = _measured(context, device, size, memory)
+    # Measured for pi0 at batch 32: the CPU's compiler, which computes bfloat16 in float32, keeps 33.6 GiB of
+    # temporaries where the H100's keeps 18.8.
+    evidence = (*_table(size, memory), f"limit: {device.why}", why, "the CPU's compile keeps more than a GPU's")
+    if need > device.limit:
+        return skipped(
+            f"not judged: {error.message}; the state takes {units.size(size.total)} of {units.size(device.limit)}, the "
+            f"whole step at most {units.size(need)} (upper bound from the CPU's compile)",
+            measured=measured,
+            evidence=evidence,
+            hint=hint,
+        )
+    return passed(
+        f"{device.name}: the step takes at most {units.size(need)} of {units.size(device.limit)} (upper bound from the "
+        f"CPU's compile: {error.message})",
+        measured=measured,
+        evidence=evidence,
+        hint=hint,
+    )
+
+
+def _on_host(context: CheckContext, device: Device, size: StateBytes) -> Outcome:
+    measured = _measured(context, device, size)
+    evidence = (*_table(size), f"limit: {device.why}", "activations come on top and are not counted here")
+    parts = {"parameters": size.parameters, "optimizer": size.optimizer, "EMA": size.ema, "gradients": size.gradients}
+    listed = ", ".join(f"{name} {units.size(n)}" for name, n in parts.items() if n)
+    need = f"parameters, optimizer, EMA, gradients and batch take {units.size(size.total)} ({listed})"
+    summary = f"{device.name}: {need}, of {units.size(device.limit)}"
+    if size.total > device.limit:
+        return failed(
+            summary,
+            measured=measured,
+            expected={"state_gib": f"less than {device.limit / _GIB:.1f}"},
+            evidence=evidence,
+            hint=remedies(context, device, size, None),
+        )
+    if size.total > 0.85 * device.limit:
+        left = units.size(device.limit - size.total)
+        return warned(
+            f"{device.name}: {need}, which leaves {left} for activations",
+            measured=measured,
+            evidence=evidence,
+            hint=Hint(text="a smaller batch makes the activations smaller, not the state"),
+        )
+    return passed(f"{summary}; activations come on top", measured=measured, evidence=evidence)
+
+
+def _measured(
+    context: CheckContext, device: Device, size: StateBytes, memory: StepMemory | None = None
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "state_gib": round(size.total / _GIB, 2),
+        **{f"{part}_gib": round(n / _GIB, 2) for part, n in dataclasses.asdict(size).items()},
+        "limit_gib": round(device.limit / _GIB, 2),
+    }
+    if memory is not None:
+        from preflight.training.device_compile import summarize
+
+        figures |= {
+            "step_gib": round(needed(memory, size) / _GIB, 2),
+            "xla": summarize(memory),
+            "compiler": memory.compiler,
+            "compile_s": memory.seconds,
+        }
+    bounds = step_roofline(context) if memory is not None else None
+    if bounds is not None:
+        figures |= {
+            "step_tflop": round(bounds.flops / 1e12, 1),
+            "step_floor_s": round(bounds.floor_s, 4),
+            "step_bound_by": bounds.bound,
+            "demand_samples_per_s": [round(rate, 1) for rate in bounds.demand_samples_per_s],
+        }
+    return figures
+
+
+def _table(size: StateBytes, memory: StepMemory | None = None) -> tuple[str, ...]:
+    rows = [f"{part:<12} {units.size(n):>10}" for part, n in dataclasses.asdict(size).items()]
+    if memory is not None:
+        rows += [
+            f"{part:<12} {units.size(getattr(memory, part)):>10}  compiled"
+            for part in ("arguments", "outputs", "aliases", "temporaries", "peak")
+        ]
+    return tuple(rows)
+
+
+CHECK = Check(
+    id="memory.device",
+    title="The train step fits in device memory",
+    level="standard",
+    severity="fail",
+    requires=("config.model",),
+    failures=("F08", "F09"),
+    timeout_s=400,
+    run=_device,
+    doc="Judges the GPU named by --target (`h100-80gb`, `8xh100-80gb`, or a TOML file with the keys of "
+    "preflight/telemetry/gpus.toml), else the smallest GPU here. The exact bytes of parameters, optimizer, moving "
+    "average, gradients and one batch come from the traced shapes. The whole step is then compiled for that GPU by XLA "
+    "itself, in a process of its own and with no GPU needed (extra `aot`), and XLA says where arguments, outputs and "
+    "temporaries lie; the next batch, which arrives meanwhile, is added. The limit is the GPU's memory times the share "
+    "that jax may take (XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default). Without the compiler, the CPU's compile "
+    "serves as an upper bound; where that does not fit, nothing is judged. A failure names what would make it fit: a "
+    "larger share, no moving average, a smaller batch, LoRA, another GPU, each computed. Without an accelerator, "
+    "state, gradients and batch are held against the host's RAM, and activations are not counted. Of several GPUs, "
+    "each holds the whole state and its share of the batch; the buffers of their communication are not counted.",
+)

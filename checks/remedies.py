@@ -1,0 +1,151 @@
+"""What would make a train step fit on its GPU: each computed, none guessed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from checks import units
+from checks.context import CheckContext
+from checks.device import ADVISED_MEM_FRACTION, Device, compile_for, lowered_step, per_device_batch
+from checks.trace import StateBytes, state_bytes
+from preflight.checklist import Hint
+from preflight.runs import command_line
+from preflight.telemetry.targets import GPUS
+
+if TYPE_CHECKING:
+    from preflight.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remedy:
+    text: str
+    need: int  # bytes of the step, or of its state alone where no more is known
+    assignments: tuple[str, ...] = ()
+    target: str | None = None  # another GPU
+
+
+def remedies(
+    context: CheckContext, device: Device, size: StateBytes, need: int | None, *, limit: int | None = None
+) -> Hint:
+    """What makes the run fit, the least change first.
+
+    Args:
+        context: The run's.
+        device: Where it does not fit.
+        size: Its exact bytes.
+        need: What the compiled step takes; None where the state alone is too much, or nothing was compiled.
+        limit: Bytes to stay below, the device's without it.
+    """
+    limit = device.limit if limit is None else limit
+    found = [
+        remedy
+        for remedy in (
+            _larger_share(device, need),
+            _without_ema(context, device, size, need),
+            _smaller_batch(context, device, size, need),
+        )
+        if remedy is not None
+    ]
+    if not found:
+        lora = _lora(context, device)
+        found = [remedy for remedy in (lora, _other_gpu(context, size, need)) if remedy is not None]
+    if not found:
+        return Hint(text="no single GPU that preflight knows holds it, nor does LoRA bring it down to this one")
+    return Hint(
+        text="it fits with " + "; or with ".join(remedy.text for remedy in found),
+        commands=tuple(_command(context, remedy, limit) for remedy in found),
+    )
+
+
+def _larger_share(device: Device, need: int | None) -> _Remedy | None:
+    if need is None or not device.limit < need <= device.advised_limit:
+        return None
+    return _Remedy(f"{ADVISED_MEM_FRACTION:.0%} of the GPU's memory for jax", need)
+
+
+def _without_ema(context: CheckContext, device: Device, size: StateBytes, need: int | None) -> _Remedy | None:
+    # Compiled, not subtracted: XLA orders a step without the average otherwise, and pi0's temporaries grow by 1.2 GiB.
+    taken = size.total if need is None else need
+    if not size.ema or taken - size.ema > device.advised_limit:
+        return None
+    other = next(run for run in context.run.branches().values() if run.facts.ema_decay is None)
+    return _of_branch(context, device, other, "no moving average")
+
+
+def _smaller_batch(context: CheckContext, device: Device, size: StateBytes, need: int | None) -> _Remedy | None:
+    if need is None:
+        return None
+    batch = per_device_batch(context, device)
+    # XLA's peak is the largest of several moments, each of which grows evenly with the batch: the peak is convex in it,
+    # and lies below the line from the state and the gradients (no batch) to what this batch takes.
+    state = size.checkpoint + size.gradients
+    fitting = int(batch * (device.advised_limit - state) / (need - state)) if need > state else 0
+    if not 1 <= fitting < batch:
+        return None
+    most = state + (need - state) * fitting // batch
+    total = fitting * device.count
+    return _Remedy(f"a batch of {total} (at most {units.size(most)})", most, (f"batch_size={total}",))
+
+
+def _lora(context: CheckContext, device: Device) -> _Remedy | None:
+    if context.run.facts.lora:
+        return None
+    other = next((run for run in context.run.branches().values() if run.facts.lora), None)
+    return None if other is None else _of_branch(context, device, other, "LoRA")
+
+
+def _of_branch(context: CheckContext, device: Device, run: Run, name: str) -> _Remedy | None:
+    """Another branch of the run, compiled where there is a GPU to compile for; with a smaller batch if need be."""
+    from preflight.training.device_compile import CompilerError
+
+    other = dataclasses.replace(context, run=run, _made={}, _locks={})
+    batch = per_device_batch(other, device)
+    size = state_bytes(other, batch)
+    if size.total > device.advised_limit:
+        return None
+    assignments = _difference(context.run, run)
+    uncompiled = _Remedy(f"{name} ({units.size(size.total)}, and activations)", size.total, assignments)
+    if not device.total_bytes:
+        return uncompiled
+    try:
+        memory = context.probes.compile(lowered_step(other, batch), compile_for(device))
+    except CompilerError:
+        return uncompiled
+    need = memory.peak + size.batch
+    if need <= device.advised_limit:
+        return _Remedy(f"{name} ({units.size(need)})", need, assignments)
+    smaller = _smaller_batch(other, device, size, need)
+    if smaller is None:
+        return None
+    return _Remedy(f"{name} and {smaller.text}", smaller.need, (*assignments, *smaller.assignments))
+
+
+def _other_gpu(context: CheckContext, size: StateBytes, need: int | None) -> _Remedy | None:
+    taken = size.total if need is None else need
+    held = [spec for spec in GPUS.values() if spec.memory_bytes * ADVISED_MEM_FRACTION > taken]
+    if not held:
+        return None
+    held.sort(key=lambda spec: spec.memory_bytes)
+    names = ", ".join(spec.name for spec in held)
+    what = "whose memory holds it" if need is not None else "whose memory holds the state"
+    count = 1 if context.target is None else context.target.count
+    least = f"{count}x{held[0].name}" if count > 1 else held[0].name
+    return _Remedy(f"a GPU {what} ({names})", taken, target=least)
+
+
+def _difference(own: Run, other: Run) -> tuple[str, ...]:
+    """The settings that turn one run into the other; which parameters are frozen follows from them."""
+    mine, theirs = own.facts.settings, other.facts.settings
+    changed = [key for key in theirs if key != "freeze" and theirs[key] != mine.get(key)]
+    return tuple(f"{key}={'none' if theirs[key] is None else theirs[key]}" for key in changed)
+
+
+def _command(context: CheckContext, remedy: _Remedy, limit: int) -> str:
+    words = [word for assignment in remedy.assignments for word in ("--set", assignment)]
+    target = remedy.target or (None if context.target is None else context.target.text)
+    if target is not None:
+        words += ["--target", target]
+    line = command_line(context.run.facts, "check", *words)
+    larger = remedy.target is not None or remedy.need > limit
+    return f"XLA_PYTHON_CLIENT_MEM_FRACTION={ADVISED_MEM_FRACTION} {line}" if larger else line

@@ -1,0 +1,94 @@
+"""The process that compiles: `python -P compile_child.py FOLDER`. Imports jax and nothing of ours.
+
+FOLDER holds `step` (a serialized `jax.export.Exported`) and, for a GPU that is not here, `target` (XLA's description of
+it); `answer` is written there as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: Path) -> None:
+    """Compiles, and writes what came of it."""
+    answer = folder / "answer"
+    try:
+        text = json.dumps(_compile(folder))
+    except Exception as error:  # noqa: BLE001
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        text = json.dumps({"error": first[:300]})
+    # In one go: half an answer is none.
+    answer.with_suffix(".part").write_text(text, encoding="utf-8")
+    answer.with_suffix(".part").rename(answer)
+
+
+def _compile(folder: Path) -> dict[str, Any]:
+    import jax
+    from jax import export
+
+    device = _device(folder)
+    if isinstance(device, dict):
+        return device
+    exported = export.deserialize(bytearray((folder / "step").read_bytes()))
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval in exported.in_avals]
+    arguments, _ = jax.tree.unflatten(exported.in_tree, avals)
+    lowered = jax.jit(exported.call, donate_argnums=1).lower(*arguments)
+    began = time.perf_counter()
+    memory = lowered.compile().memory_analysis()
+    if memory is None:
+        return {"error": f"jax {jax.__version__} gives no memory analysis for {device.device_kind}"}
+    # Kilobytes on Linux, bytes on a Mac.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliases": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "compiler": f"jax {jax.__version__} for {device.device_kind}",
+        "seconds": round(time.perf_counter() - began, 2),
+        "rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1),
+    }
+
+
+def _device(folder: Path) -> Any:
+    """The device to compile for, or the answer that says what is missing and which extra of ours brings it."""
+    import jax
+
+    if not (folder / "target").exists():
+        try:
+            return jax.devices()[0]
+        except (RuntimeError, AssertionError) as error:
+            why = next(iter(str(error).splitlines()), "") or type(error).__name__
+            return {"missing": f"jax finds no GPU to compile for ({why[:200]})", "extra": "cuda12"}
+    import importlib.util
+    from importlib import metadata
+
+    try:
+        found = any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13))
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        return {"missing": "XLA's compiler for GPUs (JAX's CUDA plugin) is not installed", "extra": "aot"}
+    for name in ("jax-cuda12-plugin", "jax-cuda13-plugin"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if version.split(".")[:2] != jax.__version__.split(".")[:2]:
+            why = f"JAX's CUDA plugin is {version}, jax is {jax.__version__}: they must be of one version"
+            return {"missing": why, "extra": "aot"}
+    from jax.experimental import topologies
+
+    description = (folder / "target").read_text(encoding="utf-8")
+    topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1")
+    return topology.devices[0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

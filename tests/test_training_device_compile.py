@@ -1,0 +1,104 @@
+"""XLA's own compile in a process of its own: for the CPU, for a GPU that is not here, and all the ways it can fail."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from preflight.telemetry.targets import gpu
+from preflight.training.device_compile import CompilerError, compile_step_for, target_config
+from preflight.training.lowered import LoweredStep
+
+MIB = 2**20
+
+
+def step_of(function):
+    """A step on 4 MiB of state and a batch of 1 MiB."""
+    arguments = (
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)],
+        [jax.ShapeDtypeStruct((256, 1024), jnp.float32)],
+    )
+    jitted = jax.jit(function)
+    return LoweredStep(jitted.trace(*arguments), jitted, arguments)
+
+
+def update(seed, state, batch):
+    (w,), (x,) = state, batch
+    return [w + 1e-3 * (x.T @ jnp.tanh(x @ w))], {"loss": jnp.sum(x)}
+
+
+@pytest.fixture(scope="module")
+def step():
+    return step_of(update)
+
+
+@pytest.mark.parametrize("device", ["cpu", "h100-80gb", "rtx4090", "rtx5090"])
+def test_xla_says_where_the_buffers_lie(step, device):
+    memory = compile_step_for(step, device if device == "cpu" else gpu(device))
+    assert memory.arguments == pytest.approx(5 * MIB, abs=64)
+    assert memory.aliases == 4 * MIB  # the state is donated and comes back in its place
+    assert memory.outputs == pytest.approx(4 * MIB, abs=64)
+    assert MIB <= memory.temporaries < 48 * MIB  # with cuBLAS's workspace, 32 MiB on Hopper and Blackwell
+    assert memory.peak == memory.arguments + memory.outputs - memory.aliases + memory.temporaries
+    assert memory.compiler == f"jax {jax.__version__} for {'cpu' if device == 'cpu' else gpu(device).title}"
+    assert memory.rss_mib > 100
+
+
+def test_the_description_is_made_of_the_figures_of_the_table():
+    text = target_config(gpu("a100-40gb"))
+    assert "core_count: 108" in text
+    assert "memory_bandwidth: 1555000000000" in text
+    assert f"device_memory_size: {40_960 * MIB}" in text
+    assert "cuda_compute_capability { major: 8 minor: 0 }" in text
+    assert 'device_description_str: "NVIDIA A100 SXM 40 GB"' in text
+
+
+def test_a_compiler_that_crashes_is_no_verdict(step, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")
+    with pytest.raises(CompilerError, match=r"XLA's compile ended with (signal|exit code) \d+: .*xla_no_such_flag"):
+        compile_step_for(step, "cpu")
+
+
+def test_a_compiler_that_takes_too_long_is_ended(step):
+    with pytest.raises(CompilerError, match=r"XLA did not finish within 0 s"):
+        compile_step_for(step, "cpu", timeout_s=0.05)
+
+
+def test_without_the_plugin_the_command_that_brings_it_is_named(step, monkeypatch, tmp_path):
+    (tmp_path / "jax_plugins").mkdir()
+    (tmp_path / "jax_plugins" / "__init__.py").touch()  # hides the installed plugins
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(CompilerError, match=r"\(JAX's CUDA plugin\) is not installed") as caught:
+        compile_step_for(step, gpu("h100-80gb"))
+    assert caught.value.hint == "pip install 'robot-preflight[aot]'"
+
+
+def test_a_plugin_of_another_version_is_not_asked(step, monkeypatch, tmp_path):
+    metadata = tmp_path / "jax_cuda12_plugin-0.4.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: jax-cuda12-plugin\nVersion: 0.4.1\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(CompilerError, match=f"plugin is 0.4.1, jax is {jax.__version__}: they must be of one version"):
+        compile_step_for(step, gpu("h100-80gb"))
+
+
+def test_a_gpu_that_is_not_here_cannot_be_asked_for_itself(step):
+    with pytest.raises(CompilerError, match="jax finds no GPU to compile for") as caught:
+        compile_step_for(step, "cuda")
+    assert caught.value.hint == "pip install 'robot-preflight[cuda12]'"
+
+
+def test_nothing_stays_behind(step, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    compile_step_for(step, "cpu")
+    assert os.listdir(tmp_path) == []
+
+
+def test_its_figures_are_plain(step):
+    from preflight.training.device_compile import summarize
+
+    assert json.dumps(summarize(compile_step_for(step, "cpu")))
