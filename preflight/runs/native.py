@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from jaxtyping import Array, Float
 
+    from preflight.models.fit import Fit
     from preflight.models.pi0 import Pi0
 
 
@@ -134,6 +135,14 @@ class NativeRun:
         from preflight.models.weights import load_weights
 
         return load_weights(self.config.weights, params).params
+
+    def weights_fit(self, params: dict[str, Any]) -> Fit | None:
+        """The fit of the parameters below the config's `weights`; None without it."""
+        if self.config.weights is None:
+            return None
+        from preflight.models.weights import compare_weights
+
+        return compare_weights(self.config.weights, params)
 
     def unreached(self) -> dict[str, str]:
         """See `preflight.models.unreached`."""

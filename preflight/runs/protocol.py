@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from flax import nnx
     from jaxtyping import Array, Float
 
+    from preflight.models.fit import Fit
+
 Batch = dict[str, Any]
 
 
@@ -118,6 +120,17 @@ class Run(Protocol):
         """
         ...
 
+    def weights_fit(self, params: dict[str, Any]) -> Fit | None:
+        """How the pretrained parameters fit, by their shapes alone; None where training starts from fresh ones.
+
+        Args:
+            params: Shapes and dtypes of all parameters, as a nested dict.
+
+        Raises:
+            DataError: They are missing or damaged.
+        """
+        ...
+
     def unreached(self) -> dict[str, str]:
         """Parameters that no loss of this architecture depends on, by path, each with the reason.
 
@@ -146,7 +159,9 @@ def command_line(facts: Facts, command: str, *words: str) -> str:
     Args:
         facts: The run's.
         command: "check", "train" or "bench-loader".
-        words: Further words; a later `--set` of the same key wins.
+        words: Further words; a `--set` among them takes the place of the run's own of the same key.
     """
-    overrides = [word for assignment in facts.assignments for word in ("--set", assignment)]
+    replaced = {words[i + 1].partition("=")[0] for i, word in enumerate(words) if word == "--set"}
+    kept = [assignment for assignment in facts.assignments if assignment.partition("=")[0] not in replaced]
+    overrides = [word for assignment in kept for word in ("--set", assignment)]
     return shlex.join(["preflight", command, facts.reference, *overrides, *words])
