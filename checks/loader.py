@@ -35,7 +35,7 @@ def _throughput(context: CheckContext) -> Outcome:
         f"{own.first_batch_s:.1f} s"
     )
     bounds = step_roofline(context)
-    if bounds is not None:
+    if bounds is not None and bounds.tells:
         device = judged_device(context)
         low, high = bounds.demand_samples_per_s
         measured["demand_samples_per_s"] = [round(low, 1), round(high, 1)]

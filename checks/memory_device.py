@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from checks import units
 from checks.context import CheckContext
-from checks.device import Device, compile_for, judged_device, lowered_step, per_device_batch, step_roofline
+from checks.device import Device, compile_for, judged_device, lowered_step, per_device_batch
 from checks.remedies import remedies
 from checks.trace import StateBytes, state_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
@@ -159,14 +159,6 @@ def _measured(
             "xla": summarize(memory),
             "compiler": memory.compiler,
             "compile_s": memory.seconds,
-        }
-    bounds = step_roofline(context) if memory is not None else None
-    if bounds is not None:
-        figures |= {
-            "step_tflop": round(bounds.flops / 1e12, 1),
-            "step_floor_s": round(bounds.floor_s, 4),
-            "step_bound_by": bounds.bound,
-            "demand_samples_per_s": [round(rate, 1) for rate in bounds.demand_samples_per_s],
         }
     return figures
 

@@ -38,18 +38,20 @@ def remedies(
         limit: Bytes to stay below, the device's without it.
     """
     limit = device.limit if limit is None else limit
+    # A larger share helps only whoever has a smaller one.
+    ceiling = device.advised_limit if device.advised_limit > device.limit else limit
     found = [
         remedy
         for remedy in (
-            _larger_share(device, need),
-            _without_ema(context, device, size, need),
-            _smaller_batch(context, device, size, need),
+            _larger_share(need, limit, ceiling),
+            _without_ema(context, device, size, need, ceiling),
+            _smaller_batch(context, device, size, need, ceiling),
         )
         if remedy is not None
     ]
     if not found:
-        lora = _lora(context, device)
-        found = [remedy for remedy in (lora, _other_gpu(context, size, need)) if remedy is not None]
+        other = _other_gpu(context, device, size, need, limit / device.limit)
+        found = [remedy for remedy in (_lora(context, device, ceiling), other) if remedy is not None]
     if not found:
         return Hint(text="no single GPU that preflight knows holds it, nor does LoRA bring it down to this one")
     return Hint(
@@ -58,29 +60,33 @@ def remedies(
     )
 
 
-def _larger_share(device: Device, need: int | None) -> _Remedy | None:
-    if need is None or not device.limit < need <= device.advised_limit:
+def _larger_share(need: int | None, limit: int, ceiling: int) -> _Remedy | None:
+    if need is None or not limit < need <= ceiling:
         return None
     return _Remedy(f"{ADVISED_MEM_FRACTION:.0%} of the GPU's memory for jax", need)
 
 
-def _without_ema(context: CheckContext, device: Device, size: StateBytes, need: int | None) -> _Remedy | None:
+def _without_ema(
+    context: CheckContext, device: Device, size: StateBytes, need: int | None, ceiling: int
+) -> _Remedy | None:
     # Compiled, not subtracted: XLA orders a step without the average otherwise, and pi0's temporaries grow by 1.2 GiB.
     taken = size.total if need is None else need
-    if not size.ema or taken - size.ema > device.advised_limit:
+    if not size.ema or taken - size.ema > ceiling:
         return None
     other = next(run for run in context.run.branches().values() if run.facts.ema_decay is None)
-    return _of_branch(context, device, other, "no moving average")
+    return _of_branch(context, device, other, "no moving average", ceiling)
 
 
-def _smaller_batch(context: CheckContext, device: Device, size: StateBytes, need: int | None) -> _Remedy | None:
+def _smaller_batch(
+    context: CheckContext, device: Device, size: StateBytes, need: int | None, ceiling: int
+) -> _Remedy | None:
     if need is None:
         return None
     batch = per_device_batch(context, device)
     # XLA's peak is the largest of several moments, each of which grows evenly with the batch: the peak is convex in it,
     # and lies below the line from the state and the gradients (no batch) to what this batch takes.
     state = size.checkpoint + size.gradients
-    fitting = int(batch * (device.advised_limit - state) / (need - state)) if need > state else 0
+    fitting = int(batch * (ceiling - state) / (need - state)) if need > state else 0
     if not 1 <= fitting < batch:
         return None
     most = state + (need - state) * fitting // batch
@@ -88,21 +94,21 @@ def _smaller_batch(context: CheckContext, device: Device, size: StateBytes, need
     return _Remedy(f"a batch of {total} (at most {units.size(most)})", most, (f"batch_size={total}",))
 
 
-def _lora(context: CheckContext, device: Device) -> _Remedy | None:
+def _lora(context: CheckContext, device: Device, ceiling: int) -> _Remedy | None:
     if context.run.facts.lora:
         return None
     other = next((run for run in context.run.branches().values() if run.facts.lora), None)
-    return None if other is None else _of_branch(context, device, other, "LoRA")
+    return None if other is None else _of_branch(context, device, other, "LoRA", ceiling)
 
 
-def _of_branch(context: CheckContext, device: Device, run: Run, name: str) -> _Remedy | None:
+def _of_branch(context: CheckContext, device: Device, run: Run, name: str, ceiling: int) -> _Remedy | None:
     """Another branch of the run, compiled where there is a GPU to compile for; with a smaller batch if need be."""
     from preflight.training.device_compile import CompilerError
 
     other = dataclasses.replace(context, run=run, _made={}, _locks={})
     batch = per_device_batch(other, device)
     size = state_bytes(other, batch)
-    if size.total > device.advised_limit:
+    if size.total > ceiling:
         return None
     assignments = _difference(context.run, run)
     uncompiled = _Remedy(f"{name} ({units.size(size.total)}, and activations)", size.total, assignments)
@@ -113,17 +119,23 @@ def _of_branch(context: CheckContext, device: Device, run: Run, name: str) -> _R
     except CompilerError:
         return uncompiled
     need = memory.peak + size.batch
-    if need <= device.advised_limit:
+    if need <= ceiling:
         return _Remedy(f"{name} ({units.size(need)})", need, assignments)
-    smaller = _smaller_batch(other, device, size, need)
+    smaller = _smaller_batch(other, device, size, need, ceiling)
     if smaller is None:
         return None
     return _Remedy(f"{name} and {smaller.text}", smaller.need, (*assignments, *smaller.assignments))
 
 
-def _other_gpu(context: CheckContext, size: StateBytes, need: int | None) -> _Remedy | None:
+def _other_gpu(
+    context: CheckContext, device: Device, size: StateBytes, need: int | None, usable: float
+) -> _Remedy | None:
     taken = size.total if need is None else need
-    held = [spec for spec in GPUS.values() if spec.memory_bytes * ADVISED_MEM_FRACTION > taken]
+    held = [
+        spec
+        for spec in GPUS.values()
+        if spec.memory_bytes > device.total_bytes and spec.memory_bytes * ADVISED_MEM_FRACTION * usable > taken
+    ]
     if not held:
         return None
     held.sort(key=lambda spec: spec.memory_bytes)
@@ -135,10 +147,12 @@ def _other_gpu(context: CheckContext, size: StateBytes, need: int | None) -> _Re
 
 
 def _difference(own: Run, other: Run) -> tuple[str, ...]:
-    """The settings that turn one run into the other; which parameters are frozen follows from them."""
+    """The settings that turn one run into the other."""
     mine, theirs = own.facts.settings, other.facts.settings
     changed = [key for key in theirs if key != "freeze" and theirs[key] != mine.get(key)]
-    return tuple(f"{key}={'none' if theirs[key] is None else theirs[key]}" for key in changed)
+    # A `freeze` of the user's own would stay in force; none leaves the filter to the variants.
+    freeze = ("freeze=none",) if theirs.get("freeze") != mine.get("freeze") else ()
+    return (*(f"{key}={'none' if theirs[key] is None else theirs[key]}" for key in changed), *freeze)
 
 
 def _command(context: CheckContext, remedy: _Remedy, limit: int) -> str:

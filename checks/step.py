@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from checks import roofline
 from checks.blame import one_line, user_line
 from checks.context import CheckContext
 from checks.trace import shape_text, state_paths
@@ -205,4 +206,5 @@ CHECKS = (
         "would stand still for a compile of the whole step. A Python number in the state (weakly typed), or a static "
         "field that changes, is the usual cause; the leaf is named.",
     ),
+    roofline.CHECK,
 )

@@ -29,7 +29,8 @@ HEALTHY = Probes(
 # Each has tests of its own.
 LOADING = ("memory.workers", "loader.throughput")  # they start workers
 STEPPING = ("step.contract", "step.recompile", "grad.finite")  # they trace or make whole steps
-SLOW = (*LOADING, *STEPPING)
+TARGETED = ("step.roofline",)  # speaks of a GPU, on which a toy model is no good fit
+SLOW = (*LOADING, *STEPPING, *TARGETED)
 
 
 def context(*assignments, run=None, **changes):

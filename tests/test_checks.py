@@ -24,7 +24,7 @@ def test_a_healthy_run_is_silent():
     results = run_all(context(), without=LOADING)
     assert spoken(results) == set()
     skipped = {id_ for id_, result in results.items() if result.status == "skip"}
-    assert skipped == {"env.accelerator", "config.expectations", "config.weights"}
+    assert skipped == {"env.accelerator", "config.expectations", "config.weights", "step.roofline"}
     assert "gradients exactly the trainable tree" in results["grad.has-aux"].outcome.summary
     assert "every file is there" in results["data.present"].outcome.summary
     assert "2 passes" not in results["config.epochs"].outcome.summary

@@ -232,4 +232,5 @@ def test_a_damaged_checkpoint_is_said_to_be(checkpoint, tmp_path, damage):
         ocp.PyTreeCheckpointer().save(params, {"other": {"kernel": np.zeros(3, np.float32)}})
     error = refusal(folder)
     assert error.message.startswith(f"weights: {params} cannot be read: ")
+    assert "NoneType" not in error.message
     assert "fetch or save it again" in error.hint

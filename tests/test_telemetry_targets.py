@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from preflight.errors import UsageError
@@ -71,6 +73,7 @@ def test_every_known_gpu_can_be_compiled_for_and_names_where_that_comes_from() -
 def test_what_nvml_calls_a_gpu_is_found_again_and_another_variant_is_not_guessed() -> None:
     assert known_as("NVIDIA H100 80GB HBM3") is GPUS["h100-80gb"]
     assert known_as("NVIDIA H100 PCIe") is None
+    assert known_as("NVIDIA RTX PRO 6000 Blackwell Server Edition") is None
     names = [name for spec in GPUS.values() for name in spec.nvml_names]
     assert len(names) == len(set(names))
 
@@ -105,6 +108,7 @@ def test_a_file_describes_a_gpu_of_ones_own(tmp_path) -> None:
         ({"memory_mb": 3}, "unknown key 'memory_mb'; did you mean 'memory_mib'?"),
         ({"memory_mib": -1}, "memory_mib must be a number above 0, not -1"),
         ({"memory_mib": 1.5}, "memory_mib must be a whole number, not 1.5"),
+        ({"bf16_tflops": math.inf}, "bf16_tflops must be finite"),
         ({"bf16_tflops": "fast"}, "bf16_tflops must be a number above 0, not 'fast'"),
         ({"title": 3}, "title must be text, not 3"),
         ({"compute_capability": "sm_90"}, "compute_capability 'sm_90' is not of the form \"9.0\""),

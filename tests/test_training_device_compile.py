@@ -1,5 +1,6 @@
 """XLA's own compile in a process of its own: for the CPU, for a GPU that is not here, and all the ways it can fail."""
 
+import dataclasses
 import json
 import os
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from preflight.telemetry.targets import gpu
+from preflight.training.compile_child import sizes_of_allocations
 from preflight.training.device_compile import CompilerError, compile_step_for, target_config
 from preflight.training.lowered import LoweredStep
 
@@ -32,6 +34,7 @@ def update(seed, state, batch):
 
 @pytest.fixture(scope="module")
 def step():
+    jax.devices()  # reads XLA_FLAGS once, before a test puts nonsense there for the child
     return step_of(update)
 
 
@@ -54,6 +57,22 @@ def test_the_description_is_made_of_the_figures_of_the_table():
     assert f"device_memory_size: {40_960 * MIB}" in text
     assert "cuda_compute_capability { major: 8 minor: 0 }" in text
     assert 'device_description_str: "NVIDIA A100 SXM 40 GB"' in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_sms": None, "boost_clock_mhz": None},
+            "the description of NVIDIA L4 lacks what XLA compiles for: num_sms, boost_clock_mhz",
+        ),
+        ({"compute_capability": "12.1"}, "NVIDIA L4 has compute capability 12.1; preflight can describe 7.5, 8.0"),
+    ],
+)
+def test_a_description_that_says_too_little_is_not_compiled_for(step, changes, message):
+    with pytest.raises(CompilerError) as caught:
+        compile_step_for(step, dataclasses.replace(gpu("l4"), **changes))
+    assert caught.value.message.startswith(message)
 
 
 def test_a_compiler_that_crashes_is_no_verdict(step, monkeypatch):
@@ -102,3 +121,24 @@ def test_its_figures_are_plain(step):
     from preflight.training.device_compile import summarize
 
     assert json.dumps(summarize(compile_step_for(step, "cpu")))
+
+
+def test_xlas_own_record_says_the_same_where_jax_has_no_analysis():
+    """As XLA of jax 0.5.3 writes it under --xla_dump_to, values left out."""
+    record = """BufferAssignment:
+allocation 0: size 4194304, parameter 0, shape |f32[1024,1024]| at ShapeIndex {}, maybe-live-out:
+ value: <14 Arg_0.1.0 @0> (size=4194304,offset=0): f32[1024,1024]{1,0}
+allocation 1: size 1048576, parameter 1, shape |f32[256,1024]| at ShapeIndex {}:
+allocation 2: size 16, output shape is |(f32[1024,1024], f32[])|, maybe-live-out:
+allocation 3: size 4, thread-local:
+allocation 5: size 4, maybe-live-out:
+allocation 7: size 7340176, preallocated-temp:
+
+Total bytes used: 12583088 (12.00MiB)
+"""
+    assert sizes_of_allocations(record) == {
+        "arguments": 5 * MIB,
+        "outputs": 4 * MIB + 20,
+        "aliases": 4 * MIB,
+        "temporaries": 7_340_176,
+    }

@@ -94,7 +94,7 @@ def _demand_of_the_step(run: Run, target: str | None) -> tuple[float | None, str
 
     context = CheckContext(run=run, target=judged_for(target))
     bounds = step_roofline(context)
-    if bounds is None:
+    if bounds is None or not bounds.tells:
         return None, ""
     text = f"Demand: {demand_text(bounds, judged_device(context))}; the lower was asked of the loader.\n"
     return bounds.demand_samples_per_s[0], text

@@ -101,7 +101,10 @@ def _metadata(folder: Path) -> tuple[dict[str, Any], str]:
         metadata = _checkpointer().metadata(folder)
         # Orbax has wrapped the tree in one object after another since 0.11.
         metadata = getattr(metadata, "item_metadata", metadata)
-        leaves = _flatten(getattr(metadata, "tree", metadata)["params"])
+        tree = getattr(metadata, "tree", metadata)
+        if tree is None:
+            raise ValueError("Orbax finds nothing in its _METADATA")
+        leaves = _flatten(tree["params"])
     except Exception as error:
         raise _damaged(folder, error) from error
     if not leaves or any(not hasattr(leaf, "shape") for leaf in leaves.values()):

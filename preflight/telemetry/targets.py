@@ -87,12 +87,14 @@ def spec_from(table: Mapping[str, Any], *, name: str, where: str) -> GpuSpec:
             raise UsageError(f"{where}: unknown key {key!r}{meant}", f"its keys: {', '.join(_FIELDS)}")
     missing = [key for key, f in _FIELDS.items() if f.default is dataclasses.MISSING and key not in table]
     if missing:
-        raise UsageError(f"{where}: {missing[0]} is missing", "what a target needs: preflight explain memory.device")
+        raise UsageError(f"{where}: {missing[0]} is missing", f"its keys: {', '.join(_FIELDS)}")
     for key in _NUMBERS:
         value = table.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
             raise UsageError(f"{where}: {key} must be a number above 0, not {value!r}")
-        if isinstance(value, float) and (not value < float("inf") or _FIELDS[key].type.startswith("int")):
+        if value == float("inf"):
+            raise UsageError(f"{where}: {key} must be finite")
+        if isinstance(value, float) and _FIELDS[key].type.startswith("int"):
             raise UsageError(f"{where}: {key} must be a whole number, not {value!r}")
     for key in ("title", "source", "compute_capability", "compile_source"):
         if not isinstance(table.get(key, ""), str):

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from preflight.errors import PreflightError
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ _ARCHITECTURES = {
 # Without a GPU nothing can be timed, so nothing is autotuned; and on jax 0.10.2 Triton's tiling of a matrix product
 # that was never tuned can fail ("Couldn't find output tile sizes").
 _DEVICELESS_FLAGS = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
+
+# jax's plugin 0.5.3 compiles without a GPU but gives no analysis; XLA's own record, which takes time to write, serves.
+_WITH_ANALYSIS = (0, 7)
 
 # The step is compiled to learn where its buffers lie, which is settled before any machine code is made. XLA would run
 # NVIDIA's assembler on some 400 kernels, for half of the time, and need it installed; this one does nothing.
@@ -74,6 +79,14 @@ def can_target(spec: GpuSpec) -> bool:
     return None not in known and spec.compute_capability in _ARCHITECTURES
 
 
+def _lacking(spec: GpuSpec) -> str:
+    needed = ("compute_capability", "num_sms", "l2_cache_kib", "boost_clock_mhz")
+    if absent := [key for key in needed if getattr(spec, key) is None]:
+        return f"the description of {spec.title} lacks what XLA compiles for: {', '.join(absent)}"
+    known = ", ".join(_ARCHITECTURES)
+    return f"{spec.title} has compute capability {spec.compute_capability}; preflight can describe {known} to XLA"
+
+
 def target_config(spec: GpuSpec) -> str:
     """XLA's description of a GPU (`GpuTargetConfigProto` as text), from the fields that all versions since 2025 know.
 
@@ -81,7 +94,7 @@ def target_config(spec: GpuSpec) -> str:
         ValueError: `can_target` says no.
     """
     if not can_target(spec):
-        raise ValueError(f"{spec.title}: its compute capability, multiprocessors, cache or clock is not given")
+        raise ValueError(_lacking(spec))
     assert spec.compute_capability is not None
     assert spec.l2_cache_kib is not None
     assert spec.boost_clock_mhz is not None
@@ -125,11 +138,8 @@ def compile_step_for(step: LoweredStep, device: GpuSpec | str, *, timeout_s: flo
     Raises:
         CompilerError: Says what is missing and, where that is known, the command that brings it.
     """
-    if device not in ("cpu", "cuda") and not can_target(device):  # type: ignore[arg-type]
-        raise CompilerError(
-            f"the description of {device.title} does not say what XLA compiles for",
-            "add compute_capability, num_sms, l2_cache_kib and boost_clock_mhz to it",
-        )
+    if not isinstance(device, str) and not can_target(device):
+        raise CompilerError(_lacking(device))
     with tempfile.TemporaryDirectory(prefix="preflight-") as name:
         folder = Path(name)
         (folder / "step").write_bytes(step.serialize("cpu" if device == "cpu" else "cuda"))
@@ -143,6 +153,8 @@ def compile_step_for(step: LoweredStep, device: GpuSpec | str, *, timeout_s: flo
             (folder / "target").write_text(target_config(device), encoding="utf-8")
             _write_toolchain(folder / "cuda")
             flags += [*_DEVICELESS_FLAGS, f"--xla_gpu_cuda_data_dir={folder / 'cuda'}"]
+            if _version(jax.__version__) < _WITH_ANALYSIS:
+                flags += [f"--xla_dump_to={folder / 'dump'}"]
             environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": ""}
         environ["XLA_FLAGS"] = " ".join(flags)
         return _run_child(folder, environ, timeout_s)
@@ -172,9 +184,16 @@ def _run_child(folder: Path, environ: dict[str, str], timeout_s: float) -> StepM
         raise CompilerError(f"XLA's compile ended with {how}: {last.strip()[:300]}") from None
     if "missing" in answer:
         raise CompilerError(answer["missing"], f"pip install 'robot-preflight[{answer['extra']}]'")
+    if "unknown" in answer:
+        raise CompilerError(answer["unknown"])
     if "error" in answer:
         raise CompilerError(f"XLA could not compile the step: {answer['error']}")
     return StepMemory(**answer)
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _write_toolchain(folder: Path) -> None:

@@ -13,6 +13,8 @@ from preflight.telemetry.targets import GpuSpec
 # 55 % of the dense peak (Chowdhery et al., PaLM, arXiv:2204.02311, table 3: 46 %; Grattafiori et al., Llama 3,
 # arXiv:2407.21783, table 4: 38 to 43 %); more than all of it is not to be had.
 LOW_UTILISATION, HIGH_UTILISATION = 0.35, 1.0
+# A launch takes some microseconds of the host, and a step of pi0 launches about a thousand kernels.
+_LAUNCHES_S = 5e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,24 @@ class Roofline:
 
     flops: float  # of one step on one device
     bytes_moved: float  # to and from the device memory, at the least
-    floor_s: float  # no step is faster
-    bound: str  # "compute" or "memory bandwidth": which of them sets the floor
+    compute_s: float  # the operations at the peak
+    memory_s: float  # the bytes at the full bandwidth
     demand_samples_per_s: tuple[float, float]  # at LOW_UTILISATION and at HIGH_UTILISATION, over all devices
+
+    @property
+    def floor_s(self) -> float:
+        """No step is faster."""
+        return max(self.compute_s, self.memory_s)
+
+    @property
+    def tells(self) -> bool:
+        """Whether the floor is near what a step takes: a toy's step is all kernel launches, which are not in it."""
+        return self.floor_s >= _LAUNCHES_S
+
+    @property
+    def bound(self) -> str:
+        """What sets the floor: "compute" or "memory bandwidth"."""
+        return "compute" if self.compute_s >= self.memory_s else "memory bandwidth"
 
 
 def roofline(*, flops: float, bytes_moved: float, spec: GpuSpec, batch_size: int) -> Roofline:
@@ -40,7 +57,7 @@ def roofline(*, flops: float, bytes_moved: float, spec: GpuSpec, batch_size: int
     return Roofline(
         flops=flops,
         bytes_moved=bytes_moved,
-        floor_s=floor_s,
-        bound="compute" if compute_s >= memory_s else "memory bandwidth",
+        compute_s=compute_s,
+        memory_s=memory_s,
         demand_samples_per_s=(batch_size / floor_s * LOW_UTILISATION, batch_size / floor_s * HIGH_UTILISATION),
     )
