@@ -23,6 +23,7 @@ class _Remedy:
     need: int  # bytes of the step, or of its state alone where no more is known
     assignments: tuple[str, ...] = ()
     target: str | None = None  # another GPU
+    compiled: bool = True  # whether `need` is of the whole step
 
 
 def remedies(
@@ -54,8 +55,10 @@ def remedies(
         found = [remedy for remedy in (_lora(context, device, ceiling), other) if remedy is not None]
     if not found:
         return Hint(text="no single GPU that preflight knows holds it, nor does LoRA bring it down to this one")
+    # Where nothing was compiled, no more is promised than what was looked at.
+    what = "it fits" if any(remedy.compiled for remedy in found) else "its state and gradients fit"
     return Hint(
-        text="it fits with " + "; or with ".join(remedy.text for remedy in found),
+        text=f"{what} with " + "; or with ".join(remedy.text for remedy in found),
         commands=tuple(_command(context, remedy, limit) for remedy in found),
     )
 
@@ -111,7 +114,7 @@ def _of_branch(context: CheckContext, device: Device, run: Run, name: str, ceili
     if size.total > ceiling:
         return None
     assignments = _difference(context.run, run)
-    uncompiled = _Remedy(f"{name} ({units.size(size.total)}, and activations)", size.total, assignments)
+    uncompiled = _Remedy(f"{name} ({units.size(size.total)}, and activations)", size.total, assignments, compiled=False)
     if not device.total_bytes:
         return uncompiled
     try:
@@ -143,7 +146,7 @@ def _other_gpu(
     what = "whose memory holds it" if need is not None else "whose memory holds the state"
     count = 1 if context.target is None else context.target.count
     least = f"{count}x{held[0].name}" if count > 1 else held[0].name
-    return _Remedy(f"a GPU {what} ({names})", taken, target=least)
+    return _Remedy(f"a GPU {what} ({names})", taken, target=least, compiled=need is not None)
 
 
 def _difference(own: Run, other: Run) -> tuple[str, ...]:

@@ -181,6 +181,7 @@ def test_the_full_model_does_not_train_here_and_the_figures_are_said():
     assert outcome.measured["parameters_gib"] == round(3_238_048_528 * 4 / GIB, 2)
     assert "h100-80gb" in outcome.hint.text
     assert "a100-40gb" not in outcome.hint.text
+    assert outcome.hint.text.startswith("its state and gradients fit with a GPU whose memory holds the state (")
 
 
 @pytest.fixture(scope="module")
