@@ -116,7 +116,8 @@ def test_a_run_flies_on_from_a_checkpoint_and_resumes_without_it(source, tmp_pat
 
 
 def test_tracing_reads_no_file(tmp_path):
-    abstract(tiny_run(tmp_path, "weights=/nonexistent"))
+    traced, plain = (abstract(tiny_run(tmp_path, *extra)) for extra in (["weights=/nonexistent"], []))
+    assert jax.tree.leaves(traced) == jax.tree.leaves(plain)
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(source, tmp_path):
