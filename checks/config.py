@@ -47,17 +47,30 @@ def _meets(found: object, wanted: object) -> bool:
 
 def _freeze(context: CheckContext) -> Outcome:
     from checks.trace import abstract_state, paths
+    from preflight.training.state import trainable
 
     patterns = context.run.facts.freeze
-    params = paths(abstract_state(context).params)
+    state = abstract_state(context)
+    params, trained = paths(state.params), paths(trainable(context.run, state.params))
     frozen = {p: [path for path in params if re.fullmatch(p, path)] for p in patterns}
-    matched = {path for found in frozen.values() for path in found}
-    measured = {"patterns": {p: len(found) for p, found in frozen.items()}, "leaves": len(params)}
-    if len(matched) == len(params):
+    measured = {
+        "patterns": {p: len(found) for p, found in frozen.items()},
+        "leaves": len(params),
+        "trained_leaves": len(trained),
+    }
+    if not trained:
         return failed(
             "freeze matches every parameter: nothing would be trained",
             measured=measured,
             hint=Hint(text="a pattern is matched with the whole path; name fewer modules, as in '.*/img/.*'"),
+        )
+    if context.run.facts.frozen and len(trained) == len(params):
+        what = f"freeze pattern {patterns[0]!r}" if patterns else "the freeze filter"
+        return warned(
+            f"{what} matches no parameter: all {len(params)} leaves are trained",
+            measured=measured,
+            evidence=tuple(sorted(params)[:8]),
+            hint=Hint(text="a pattern must match a parameter's whole path; the lines above show some"),
         )
     if idle := [p for p, found in frozen.items() if not found]:
         return warned(
@@ -66,13 +79,13 @@ def _freeze(context: CheckContext) -> Outcome:
             evidence=tuple(sorted(params)[:8]),
             hint=Hint(text="a pattern must match a parameter's whole path; the lines above show some"),
         )
-    trained = sum(leaf.size for path, leaf in params.items() if path not in matched)
-    return passed(f"{len(params) - len(matched)} of {len(params)} leaves are trained, {trained:,} parameters")
+    total = sum(leaf.size for leaf in trained.values())
+    return passed(f"{len(trained)} of {len(params)} leaves are trained, {total:,} parameters", measured=measured)
 
 
 def _batch(context: CheckContext) -> Outcome:
     batch_size = context.run.facts.batch_size
-    frames = read_info(context.run.source()).total_frames
+    frames = _num_samples(context)
     gpus = max(1, len(visible_gpus(context)))
     measured = {"batch_size": batch_size, "frames": frames, "devices": gpus}
     if frames < batch_size:
@@ -89,6 +102,11 @@ def _batch(context: CheckContext) -> Outcome:
             hint=Hint(text="the nearest size that does", commands=with_settings(context, f"batch_size={near}")),
         )
     return passed(f"batches of {batch_size} from {frames:,} frames, {batch_size // gpus} per device", measured=measured)
+
+
+def _num_samples(context: CheckContext) -> int:
+    root = context.run.source()
+    return len(context.run.dataset()) if root is None else read_info(root).total_frames
 
 
 def _workers(context: CheckContext) -> Outcome:
@@ -153,6 +171,8 @@ def _checkpoints(context: CheckContext) -> Outcome:
 def _schedule(context: CheckContext) -> Outcome:
     facts = context.run.facts
     steps = facts.num_train_steps
+    if facts.warmup_steps is None or facts.decay_steps is None:
+        return skipped("the schedule is none of warm-up and decay over a number of steps")
     measured = {"num_train_steps": steps, "warmup_steps": facts.warmup_steps, "decay_steps": facts.decay_steps}
     mend = Hint(
         text="fit the schedule to the run's length",
@@ -189,7 +209,7 @@ def _schedule(context: CheckContext) -> Outcome:
 
 def _epochs(context: CheckContext) -> Outcome:
     facts = context.run.facts
-    frames = read_info(context.run.source()).total_frames
+    frames = _num_samples(context)
     epochs = facts.num_train_steps * facts.batch_size / frames
     measured = {"epochs": round(epochs, 2), "frames": frames, "samples": facts.num_train_steps * facts.batch_size}
     passes = f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
@@ -213,7 +233,7 @@ def _ema(context: CheckContext) -> Outcome:
         return passed("no moving average of the parameters is kept; ema_distance is not logged")
     horizon = 1 / (1 - facts.ema_decay)
     measured = {"ema_decay": facts.ema_decay, "horizon_steps": round(horizon, 1)}
-    if facts.freeze:
+    if facts.frozen:
         lora = "in a LoRA run: " if facts.lora else "while parameters are frozen: "
         return warned(
             f"ema_decay is set {lora}the average keeps a second copy of the frozen parameters too",

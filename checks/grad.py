@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from checks import grad_coverage, grad_finite
-from checks.blame import definition, one_line, user_line
 from checks.context import CheckContext
 from checks.observed import ObservedRun, observe
 from checks.trace import abstract_state, model_structure, paths, shape_text
+from preflight.blame import definition, one_line, user_line
 from preflight.checklist import Check, Hint, Outcome, failed, passed
-from preflight.runs import command_line
+from preflight.runs import Facts, command_line
 
 _STEP_CONTRACT = (
     "loss_fn returns (mean_loss, chunked_loss) and is differentiated with has_aux=True: "
@@ -33,7 +33,7 @@ def _has_aux(context: CheckContext) -> Outcome:
     state, structure = abstract_state(context), model_structure(context)
     observed = observe(run)
     batch = run.batch_spec(run.facts.batch_size)
-    aux_shape = (run.facts.batch_size, run.facts.action_horizon)
+    aux_shape = _aux_shape(run.facts)
 
     def trace(rng: Any, params: Any, batch: Any) -> Any:
         return step.loss_and_grads(observed.run, nnx.merge(structure, params), rng, batch)
@@ -55,26 +55,34 @@ def _has_aux(context: CheckContext) -> Outcome:
     )
 
 
+def _aux_shape(facts: Facts) -> tuple[int, ...]:
+    return (facts.batch_size, facts.action_horizon) if facts.loss_by_action else (facts.batch_size,)
+
+
+def _axes(aux_shape: tuple[int, ...]) -> str:
+    return f"{list(aux_shape)} ({', '.join(('batch', 'horizon')[: len(aux_shape)])})"
+
+
 def loss_problem(loss: Any, aux_shape: tuple[int, ...]) -> str | None:
     """What is wrong with the value of `compute_loss`, in plain words; None where nothing is.
 
     Args:
         loss: Traced.
-        aux_shape: (batch, horizon).
+        aux_shape: (batch, horizon), or (batch) of a loss without a value for each action step.
     """
     import jax.numpy as jnp
 
     if not (hasattr(loss, "shape") and hasattr(loss, "dtype")):
-        return f"compute_loss returns {shape_text(loss)}, not one array {list(aux_shape)} (batch, horizon)"
+        return f"compute_loss returns {shape_text(loss)}, not one array {_axes(aux_shape)}"
     if loss.shape != aux_shape:
-        batch, horizon = aux_shape
+        batch, horizon = (*aux_shape, None)[:2]
         why = {
             0: "the mean over samples and steps is the train step's, which needs the values behind it for loss_std, "
             "loss_max and loss_min",
             1: "the horizon was averaged away" if loss.shape == (batch,) else "an axis is gone",
             2: "the axes are swapped" if loss.shape == (horizon, batch) else "the axes have other lengths",
         }.get(len(loss.shape), "the mean over the action dimension is missing")
-        return f"compute_loss returns {shape_text(loss)}, expected {list(aux_shape)} (batch, horizon): {why}"
+        return f"compute_loss returns {shape_text(loss)}, expected {_axes(aux_shape)}: {why}"
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         return f"compute_loss returns {shape_text(loss)}: only a floating loss has a gradient"
     return None
@@ -85,7 +93,7 @@ def contract_problems(out: Any, aux_shape: tuple[int, ...], trainable: dict[str,
 
     Args:
         out: The traced output.
-        aux_shape: (batch, horizon).
+        aux_shape: (batch, horizon), or (batch) of a loss without a value for each action step.
         trainable: The trainable parameters by path.
     """
     import jax.numpy as jnp
@@ -110,7 +118,7 @@ def contract_problems(out: Any, aux_shape: tuple[int, ...], trainable: dict[str,
         problems.append(f"[0][0], the loss, is {shape_text(loss)}: its mean should be taken in float32")
     if found != aux_shape:
         problems.append(
-            f"[0][1], aux, is {shape_text(aux)}, expected {list(aux_shape)} (batch, horizon): loss_std, loss_max and "
+            f"[0][1], aux, is {shape_text(aux)}, expected {_axes(aux_shape)}: loss_std, loss_max and "
             "loss_min would be taken over something else"
         )
     found_grads = paths(grads)
@@ -174,7 +182,7 @@ def _broken(
     facts = context.run.facts
     where = definition(context.run.compute_loss) if by_user else None
     evidence = [*problems[1:10], *lines, f"compute_loss: {where}" if where else None]
-    aux = f"float32[{facts.batch_size},{facts.action_horizon}]"
+    aux = f"float32[{','.join(map(str, _aux_shape(facts)))}]"
     return failed(
         problems[0],
         measured={"compute_loss": shape_text(observed.returned[0])} if observed.returned else {},

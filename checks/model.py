@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from checks.blame import definition, one_line, user_line
 from checks.context import CheckContext
 from checks.trace import abstract_state
+from preflight.blame import definition, one_line, user_line
 from preflight.checklist import Check, Hint, Outcome, failed, passed
 from preflight.errors import PreflightError
 from preflight.runs import command_line

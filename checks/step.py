@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from checks import roofline
-from checks.blame import one_line, user_line
 from checks.context import CheckContext
-from checks.trace import shape_text, state_paths
+from checks.step_script import look_at_script
+from checks.trace import shape_text, state_paths, state_problems
 from checks.traced_step import TracedStep, branch, configured, resumed
+from preflight.blame import one_line, user_line
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.runs import command_line
 
@@ -54,6 +55,10 @@ def _contract(context: CheckContext) -> Outcome:
             evidence += [line for line in [user_line(error)] if line]
             continue
         problems += [f"{_with(name)} {problem}" for problem in step_problems(traced[name])]
+    script = look_at_script(context)
+    if script is not None:
+        problems += script.problems
+        evidence += script.lines
     if problems:
         return failed(
             problems[0],
@@ -70,10 +75,24 @@ def _contract(context: CheckContext) -> Outcome:
         )
     own = traced[_CONFIGURED]
     leaves = {name: len(state_paths(step.before)) for name, step in traced.items()}
+    own_script, lacking = "", []
+    if script is not None and script.path is not None:
+        lacking = [name for name in METRICS if name not in script.metrics]
+        own_script = (
+            f"; {script.path.name} traced with the moving average on and off, it logs {', '.join(script.metrics)}"
+        )
+        if lacking:
+            own_script += f" and lacks {len(lacking)} of the metrics that `preflight train` logs"
     return passed(
         f"{len(traced)} branches traced at full size ({', '.join(traced)}): {len(own.metrics)} scalar metrics, and "
-        f"after the step each of {leaves[_CONFIGURED]} leaves of the state is as before it",
-        measured={"branches": list(traced), "metrics": sorted(own.metrics), "state_leaves": leaves},
+        f"after the step each of {leaves[_CONFIGURED]} leaves of the state is as before it{own_script}",
+        measured={
+            "branches": list(traced),
+            "metrics": sorted(own.metrics),
+            "state_leaves": leaves,
+            **({} if script is None else {"script_metrics": list(script.metrics), "script_lacks": lacking}),
+        },
+        evidence=(f"{script.path} lacks: {', '.join(lacking)}",) if script is not None and lacking else (),
     )
 
 
@@ -111,17 +130,6 @@ def metric_problems(metrics: Any, *, ema: bool) -> list[str]:
             problems.append(f"the metric {name} is {shape_text(value)}, not a scalar")
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             problems.append(f"the metric {name} is {shape_text(value)}, not floating")
-    return problems
-
-
-def state_problems(before: Any, after: Any) -> list[str]:
-    """How the state after a step differs from the one before it, by leaf: paths, shapes and dtypes."""
-    old, new = state_paths(before), state_paths(after)
-    problems = [f"the step loses {path} from the state" for path in old if path not in new]
-    problems += [f"the step adds {path} to the state" for path in new if path not in old]
-    for path in old:
-        if path in new and shape_text(old[path]) != shape_text(new[path]):
-            problems.append(f"the step turns {path} from {shape_text(old[path])} into {shape_text(new[path])}")
     return problems
 
 

@@ -112,3 +112,14 @@ def shape_text(value: Any) -> str:
     if isinstance(value, dict):
         return f"a dict ({', '.join(f'{name}: {shape_text(leaf)}' for name, leaf in value.items())})"
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def state_problems(before: Any, after: Any) -> list[str]:
+    """How the state after a step differs from the one before it, by leaf: paths, shapes and dtypes."""
+    old, new = state_paths(before), state_paths(after)
+    problems = [f"the step loses {path} from the state" for path in old if path not in new]
+    problems += [f"the step adds {path} to the state" for path in new if path not in old]
+    for path in old:
+        if path in new and shape_text(old[path]) != shape_text(new[path]):
+            problems.append(f"the step turns {path} from {shape_text(old[path])} into {shape_text(new[path])}")
+    return problems

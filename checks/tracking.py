@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import queue
-import socket
-import threading
 from urllib.parse import urlparse
 
 from checks.context import CheckContext
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
+from preflight.telemetry.network import PING_S, unreachable
 from preflight.training.tracking import choose_mode
-
-_PING_S = 3.0
 
 
 def _wandb(context: CheckContext) -> Outcome:
@@ -32,31 +28,12 @@ def _wandb(context: CheckContext) -> Outcome:
         host = None
     if host is None:
         return failed(f"WANDB_BASE_URL={base!r} is no web address", hint=Hint(text="for example https://api.wandb.ai"))
-    if (error := _unreachable(host, port)) is not None:
+    if (error := unreachable(host, port)) is not None:
         return warned(
-            f"wandb would run online ({choice.reason}), but {host}:{port} does not answer within {_PING_S:g} "
-            f"s: {error}",
+            f"wandb would run online ({choice.reason}), but {host}:{port} does not answer within {PING_S:g} s: {error}",
             hint=Hint(text="run offline and sync later", commands=("export WANDB_MODE=offline",)),
         )
     return passed(f"wandb runs online ({choice.reason}); {host} answers")
-
-
-def _unreachable(host: str, port: int) -> str | None:
-    """Why a connection cannot be made, None where it can; answers in time even where the name's look-up hangs."""
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=_PING_S).close()
-            answers.put(None)
-        except OSError as error:
-            answers.put(str(error))
-
-    threading.Thread(target=connect, name="wandb ping", daemon=True).start()
-    try:
-        return answers.get(timeout=_PING_S)
-    except queue.Empty:
-        return "no answer"
 
 
 CHECKS = (

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from checks.blame import one_line
+from preflight.blame import one_line
 
 # More elements than an int32 counts, in leaves of more than that and of fewer: pi0 has 3.2e9 parameters.
 _MANY = {"a": 2**31, "b": 1_090_564_880}

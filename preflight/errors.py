@@ -37,3 +37,7 @@ class UsageError(PreflightError):
 
 class DataError(PreflightError):
     """A dataset that is missing, damaged or not what the run asks for: exit code 3."""
+
+
+class NotCovered(PreflightError):  # noqa: N818 - no error, a limit of what is looked at
+    """Something that exists and that preflight cannot look at: a check of it is skipped, with this reason."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from preflight.checklist.check import Check, Hint, Outcome, Result, errored, failed, skipped
 from preflight.checklist.requirements import validate_requirements
-from preflight.errors import PreflightError
+from preflight.errors import NotCovered, PreflightError
 
 # A check that requires one with such an outcome has nothing to look at. A warn (works, but untuned) blocks nothing.
 _BLOCKING = ("fail", "error", "skip")
@@ -180,6 +180,8 @@ def _launch(
 def _attempt(check: Check[Any], context: Any) -> Outcome:
     try:
         outcome = check.run(context)
+    except NotCovered as error:
+        return skipped(error.message)
     except PreflightError as error:
         return failed(error.message, hint=Hint(text=error.hint) if error.hint else None)
     except BaseException as error:  # noqa: BLE001  (a check that calls sys.exit must not take the list down with it)

@@ -11,6 +11,7 @@ import typer
 
 from preflight.cli.options import (
     ConfigArgument,
+    OpenpiOption,
     SetOption,
     StackOption,
     TargetOption,
@@ -44,6 +45,7 @@ def bench_loader(
         Optional[Path],  # noqa: UP045
         typer.Option("--output", metavar="FILE", help="Also write the JSON there.", show_default=False),
     ] = None,
+    openpi: OpenpiOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> int:
     """Measure how many samples/s the loader delivers with 2, 4, 8, … workers, and what each costs in RAM."""
@@ -57,11 +59,11 @@ def bench_loader(
         raise UsageError(f"--max-seconds must be more than 0, not {max_seconds:g}")
     if demand is not None and not demand > 0:
         raise UsageError(f"--demand must be more than 0, not {demand:g}")
-    run, _ = open_run(config, stack, set_)
+    run, _ = open_run(config, stack, set_, openpi)
     from preflight.data.loader import start_worker_server
 
     # The server's imports run beside ours.
-    start_worker_server()
+    start_worker_server(run.facts.worker_modules)
     from bench.sweep import sweep
     from bench.table import render_table
 

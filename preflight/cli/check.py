@@ -11,6 +11,7 @@ import typer
 
 from preflight.cli.options import (
     ConfigArgument,
+    OpenpiOption,
     SetOption,
     StackOption,
     TargetOption,
@@ -52,6 +53,7 @@ def check(
             "--output", metavar="FILE", help="Write the result there instead of to stdout.", show_default=False
         ),
     ] = None,
+    openpi: OpenpiOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> int:
     """Say whether a training run will work.
@@ -70,7 +72,7 @@ def check(
     one_of("--fail-on", fail_on, ("fail", "warn"))
     checks = all_checks()
     selection = select(checks, level=level, only=only, skip=skip)
-    run, project = open_run(config, stack, set_)
+    run, project = open_run(config, stack, set_, openpi)
     ignores = ignores_of(project, ignore, checks)
     context = CheckContext(run=run, target=judged_for(target), expect=project.expect)
 

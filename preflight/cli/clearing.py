@@ -84,5 +84,5 @@ def _import_heavy(context: CheckContext) -> None:
 
     # The server that workers are forked from imports torch meanwhile.
     if context.run.facts.num_workers:
-        start_worker_server()
+        start_worker_server(context.run.facts.worker_modules)
     import preflight.training.step  # noqa: F401

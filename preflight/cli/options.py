@@ -39,10 +39,19 @@ TargetOption = Annotated[
         show_default=False,
     ),
 ]
-StackOption = Annotated[str, typer.Option("--stack", metavar="NAME", help="auto or native.")]
+StackOption = Annotated[str, typer.Option("--stack", metavar="NAME", help="auto, native or openpi.")]
+OpenpiOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--openpi",
+        metavar="DIR",
+        help="Use the openpi checkout in this folder instead of the installed one.",
+        show_default=False,
+    ),
+]
 
 
-def open_run(config: str | None, stack: str, assignments: list[str]) -> tuple[Run, Project]:
+def open_run(config: str | None, stack: str, assignments: list[str], openpi: Path | None = None) -> tuple[Run, Project]:
     """The run that the command line means, and the project it stands in."""
     from preflight.cli.progress import demo_progress
     from preflight.runs import load_run
@@ -53,7 +62,8 @@ def open_run(config: str | None, stack: str, assignments: list[str]) -> tuple[Ru
     name = config or project.config or DEFAULT_CONFIG
     if stack == "auto" and project.stack is not None:
         stack = project.stack
-    return load_run(name, stack=stack, assignments=assignments, on_demo=demo_progress()), project
+    run = load_run(name, stack=stack, assignments=assignments, on_demo=demo_progress(), checkout=openpi)
+    return run, project
 
 
 def one_of(option: str, value: str, valid: tuple[str, ...]) -> str:

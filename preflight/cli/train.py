@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from preflight.cli.options import ConfigArgument, SetOption, StackOption, open_run
+from preflight.cli.options import ConfigArgument, OpenpiOption, SetOption, StackOption, open_run
 from preflight.errors import EXIT_INTERRUPTED, EXIT_NOT_CLEARED, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def train(
     ignore: Annotated[
         list[str], typer.Option("--ignore", metavar="ID=REASON", help="Keep a check out of the verdict.")
     ] = [],  # noqa: B006
+    openpi: OpenpiOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> int:
     """Train with instruments.
@@ -48,7 +49,7 @@ def train(
     """
     from preflight.training.folder import refuse_folder, run_folder
 
-    run, project = open_run(config, stack, set_)
+    run, project = open_run(config, stack, set_, openpi)
     if resume and exp_name is None:
         raise UsageError("--resume needs --exp-name", "it names the run to go on with")
     if ignore and not after_checks:
@@ -68,7 +69,7 @@ def train(
     from preflight.training.loop import train as fly
 
     if run.facts.num_workers:
-        start_worker_server()
+        start_worker_server(run.facts.worker_modules)
     threading.excepthook = _end_quietly
     sys.unraisablehook = _drop_late_results
     with TrainProgress(run.facts.num_train_steps) as progress:

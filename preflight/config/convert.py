@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import tomllib
 import types
@@ -53,7 +54,11 @@ def merge(config: T, values: Mapping[str, Any], *, where: str, base_dir: Path, p
             changes[key] = {**current, **_convert(hints[key], dict(value), dotted, where, base_dir)}
         else:
             changes[key] = _convert(hints[key], value, dotted, where, base_dir)
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    except (ValueError, TypeError, AssertionError) as error:  # a config of the user's own may refuse a value itself
+        reason = str(error) or type(error).__name__
+        raise UsageError(f"{where}: {', '.join(f'{prefix}{key}' for key in changes)}: {reason}") from error
 
 
 def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
@@ -105,14 +110,15 @@ def _convert(hint: Any, value: Any, key: str, where: str, base_dir: Path) -> Any
             return None
         raise UsageError(f"{where}: {key} cannot be unset")
     if origin in (typing.Union, types.UnionType):
-        (inner,) = [a for a in args if a is not type(None)]
-        return _convert(inner, value, key, where, base_dir)
+        inner = [a for a in args if a is not type(None)]
+        if len(inner) == 1:
+            return _convert(inner[0], value, key, where, base_dir)
     if origin is Literal:
         if value in args:
             return value
         message, valid = unknown("value", str(value), [str(a) for a in args])
         raise UsageError(f"{where}: {key}: {message}", valid)
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin in (tuple, collections.abc.Sequence) and isinstance(value, list | tuple):
         return tuple(_convert(args[0], item, f"{key}[{i}]", where, base_dir) for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(args[1], v, f"{key}.{k}", where, base_dir) for k, v in value.items()}
@@ -136,10 +142,10 @@ def _is_text(hint: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
+    if origin in (tuple, collections.abc.Sequence):
         return f"a list, each item {_describe(args[0])}"
     if origin is dict:
         return "a table of text"
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}.get(
-        hint, str(hint)
+        hint, "set in the config's own file, which holds more than a plain value here"
     )

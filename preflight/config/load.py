@@ -27,7 +27,7 @@ def load_config(name: str, assignments: Iterable[str] = ()) -> TrainConfig:
     Raises:
         UsageError: An unknown name or key, a broken or unreadable file, or a value of the wrong type or range.
     """
-    if name.endswith(".toml") or "/" in name:
+    if is_file_name(name):
         config = _load_file(Path(name))
     elif name in BUILTIN_CONFIGS:
         config = BUILTIN_CONFIGS[name]
@@ -38,6 +38,11 @@ def load_config(name: str, assignments: Iterable[str] = ()) -> TrainConfig:
     config = merge(_for_other_data(config, overrides), overrides, where="--set", base_dir=Path.cwd())
     validate(config)
     return config
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a config is named by the path of its file."""
+    return name.endswith(".toml") or "/" in name
 
 
 def read_toml(path: Path) -> dict[str, Any]:

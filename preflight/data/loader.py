@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from preflight.data.collate import unpack
 from preflight.data.sampler import batch_indices
-from preflight.data.worker import BatchReader, SampleFailure, prepare_worker, read_batch, same
+from preflight.data.worker import WORKER_MODULES, BatchReader, SampleFailure, prepare_worker, read_batch, same
 from preflight.errors import DataError, PreflightError, UsageError
 
 # How often a waiting loader looks whether its workers live.
@@ -35,16 +35,27 @@ _SIGNAL_HINTS: dict[int, str] = {
 }
 
 
-def start_worker_server() -> None:
+def start_worker_server(modules: Sequence[str] = ()) -> None:
     """Starts the server that loader workers are forked from, if it does not run yet.
 
     Returns at once; the server imports in the background (torch takes it seconds). Called early, it is ready when the
     first loader wants workers.
+
+    Args:
+        modules: What else the samples are made with, imported once for all workers.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preflight.data.worker_preload"])
-    # The server begins with the working directory on sys.path, where a folder of the user's could shadow a package.
-    with _environment("PYTHONSAFEPATH", "1"):
+    with contextlib.ExitStack() as environment:
+        for name, value in (
+            # The server begins with the working directory on sys.path, where a folder of the user's could shadow a
+            # package.
+            ("PYTHONSAFEPATH", "1"),
+            # Transforms that use jax would each take hundreds of MiB of the GPU (grain#820).
+            ("JAX_PLATFORMS", "cpu"),
+            (WORKER_MODULES, ",".join(modules)),
+        ):
+            environment.enter_context(_environment(name, value))
         multiprocessing.forkserver.ensure_running()
 
 

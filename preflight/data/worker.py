@@ -27,6 +27,10 @@ _LARGEST_RECYCLED_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20
 
 
+# The environment variable that names, to the worker server, modules to import beside its own.
+WORKER_MODULES = "PREFLIGHT_WORKER_MODULES"
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleFailure:
     """Why a batch could not be read; goes to the parent in the batch's place."""

@@ -33,7 +33,7 @@ MODULES = (
     "preflight.data.worker",
 )
 
-for _module in MODULES:
+for _module in (*MODULES, *filter(None, os.environ.get("PREFLIGHT_WORKER_MODULES", "").split(","))):
     with contextlib.suppress(Exception):
         importlib.import_module(_module)
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preflight.config.lora import freeze_patterns, is_lora, with_lora, without_lora
-from preflight.config.schema import TrainConfig
+from preflight.config.schema import DataConfig, TrainConfig
 from preflight.data.dataset import SampleDataset, resolve_root
-from preflight.runs.protocol import Batch, Facts, Run
+from preflight.data.metadata import read_info
+from preflight.errors import PreflightError
+from preflight.runs.protocol import Batch, Facts, Prompt, Run, Statistics, Weights, command_line
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     import optax
     from flax import nnx
     from jaxtyping import Array, Float
 
+    from preflight.data.normalize import NormStats
+    from preflight.data.raw_values import RawValues
     from preflight.models.fit import Fit
     from preflight.models.pi0 import Pi0
 
@@ -44,6 +50,14 @@ class NativeRun:
         self.facts = _facts(config, reference or config.name, assignments)
         self._on_demo = on_demo
         self._dataset: SampleDataset | None = None
+        self._raw: RawValues | None = None
+
+    def keys(self) -> tuple[jax.Array, jax.Array]:
+        """One key for both: parameters fold their paths into it, steps their numbers."""
+        import jax
+
+        key = jax.random.key(self.config.seed)
+        return key, key
 
     def source(self) -> Path:
         """The dataset's folder; the demo dataset is made on first use."""
@@ -56,9 +70,86 @@ class NativeRun:
     def dataset(self) -> SampleDataset:
         """The transformed samples; opened once."""
         if self._dataset is None:
-            data = dataclasses.replace(self.config.data, root=self.source(), repo_id=None)
-            self._dataset = SampleDataset(data, self.config.model)
+            self._dataset = SampleDataset(self._data(), self.config.model)
         return self._dataset
+
+    def _data(self) -> DataConfig:
+        return dataclasses.replace(self.config.data, root=self.source(), repo_id=None)
+
+    def columns(self) -> tuple[str, ...]:
+        """State, actions and cameras, and LeRobot's own columns where samples are made of them."""
+        data, features = self.config.data, read_info(self.source()).features
+        keys = [data.state, data.actions, *data.cameras.values()]
+        if any(key in features and features[key].dtype == "video" for key in data.cameras.values()):
+            keys.append("timestamp")
+        if data.prompt is None:
+            keys.append("task_index")
+        return tuple(dict.fromkeys(keys))
+
+    def cameras(self) -> tuple[str, ...]:
+        """Those of the config."""
+        return tuple(dict.fromkeys(self.config.data.cameras.values()))
+
+    def statistics(self) -> Statistics:
+        """The config's file, or what is computed when the dataset is opened."""
+        from preflight.data import normalize
+
+        norm = self.config.data.norm or self.config.model.default_norm
+        if (path := self.config.data.norm_stats) is None:
+            return Statistics(norm=norm, path=None, stats=self._computed())
+        path = path.expanduser()
+        stats = normalize.load(path) if path.exists() else None
+        if stats is not None:
+            widths = self._widths()
+            stats = {name: normalize.fit_to(stats[name], widths[name], name, path) for name in ("state", "actions")}
+        command = command_line(self.facts, "check", "--set", "data.norm_stats=none")
+        return Statistics(norm=norm, path=path, stats=stats, command=command)
+
+    def _computed(self) -> dict[str, NormStats]:
+        try:
+            return self.dataset().stats
+        except PreflightError:
+            # Something else may be wrong with it, of which this is not the place to speak.
+            return self._raw_values().stats()
+
+    def _widths(self) -> dict[str, int]:
+        from preflight.data.columns import require_feature
+
+        info, data = read_info(self.source()), self.config.data
+        keys = {"state": data.state, "actions": data.actions}
+        return {name: math.prod(require_feature(info, key).shape) for name, key in keys.items()}
+
+    def before_normalisation(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """See `preflight.data.raw_values.RawValues.at`."""
+        return self._raw_values().at(frames)
+
+    def _raw_values(self) -> RawValues:
+        from preflight.data.raw_values import raw_values_of, read_raw_values
+
+        if self._raw is None:
+            try:
+                self._raw = raw_values_of(self.dataset())
+            except PreflightError:
+                self._raw = read_raw_values(self._data(), self.config.model)
+        return self._raw
+
+    def prompts(self) -> dict[int, Prompt]:
+        """The tasks' texts, or the config's own prompt for each; a task without text is none."""
+        from preflight.data.episodes import read_episodes
+        from preflight.data.prompts import require_room
+        from preflight.data.raw_values import read_task_indices
+        from preflight.data.tokenizer import count_tokens
+
+        info, text = read_info(self.source()), self.config.data.prompt
+        episodes = read_episodes(info)
+        if text is None:
+            texts = {index: task for index, task in enumerate(episodes.tasks) if task}
+        else:
+            texts = dict.fromkeys(read_task_indices(info, episodes) or (0,), text)
+        width = self._widths()["state"] if self.config.model.pi05 else None
+        if width is not None and count_tokens("", width) > self.facts.max_token_len:
+            require_room(tuple(texts.values()), self.facts.max_token_len, width)  # raises
+        return {index: Prompt(text=task, num_tokens=count_tokens(task, width)) for index, task in texts.items()}
 
     def assets(self) -> dict[str, bytes]:
         """The normalisation statistics, where openpi's policies look for them: `<asset_id>/norm_stats.json`."""
@@ -128,6 +219,11 @@ class NativeRun:
 
         return nnx.All(nnx.Param, is_trained)
 
+    def weights(self) -> Weights | None:
+        """The config's `weights`."""
+        path = self.config.weights
+        return None if path is None else Weights(name=str(path), path=path)
+
     def load_weights(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters below the config's `weights`; none without it."""
         if self.config.weights is None:
@@ -143,6 +239,9 @@ class NativeRun:
         from preflight.models.weights import compare_weights
 
         return compare_weights(self.config.weights, params)
+
+    def script_step(self) -> None:
+        """None: the native stack has no script but our own loop."""
 
     def unreached(self) -> dict[str, str]:
         """See `preflight.models.unreached`."""
@@ -201,9 +300,11 @@ def _facts(config: TrainConfig, reference: str, assignments: tuple[str, ...]) ->
         seed=config.seed,
         action_dim=config.model.action_dim,
         action_horizon=config.model.action_horizon,
+        max_token_len=config.model.prompt_len,
         wandb_enabled=config.wandb_enabled,
         checkpoint_base_dir=config.checkpoint_base_dir,
         freeze=freeze_patterns(config),
+        frozen=bool(freeze_patterns(config)),
         lora=is_lora(config.model.paligemma_variant) or is_lora(config.model.action_expert_variant),
         # What none stands for is said, so that an expectation can be held against it.
         settings=_flatten(dataclasses.asdict(config))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     import optax
     from flax import nnx
     from jaxtyping import Array, Float
 
+    from preflight.data.normalize import NormStats
     from preflight.models.fit import Fit
 
 Batch = dict[str, Any]
@@ -42,18 +44,65 @@ class Facts:
     save_interval: int
     keep_period: int | None
     milestones: tuple[int, ...]  # steps asked for camera views, beside 0, the saves and the last step
-    warmup_steps: int
-    decay_steps: int
-    peak_lr: float
+    warmup_steps: int | None  # None: a schedule of another kind
+    decay_steps: int | None
+    peak_lr: float | None
     ema_decay: float | None
     seed: int
     action_dim: int
     action_horizon: int
+    max_token_len: int  # tokens of the prompt
     wandb_enabled: bool
     checkpoint_base_dir: Path
-    freeze: tuple[str, ...]  # regular expressions of the parameters that are not trained
+    freeze: tuple[str, ...]  # regular expressions of the parameters that are not trained, where the config has such
+    frozen: bool  # whether the config keeps parameters from being trained, by expressions or a filter of its own
     lora: bool  # whether the model has adapters
     settings: dict[str, Any]  # every field of the config by its dotted key, for expectations and the record
+    options: tuple[str, ...] = ()  # further words that a command needs to find this run, as ("--openpi", "DIR")
+    frozen_dtype: str | None = None  # what frozen parameters are held in; None: in the model's own
+    loss_by_action: bool = True  # whether the loss has a value for each action step, [b, h]; else one a sample, [b]
+    formats: tuple[str, ...] = ("v2.0", "v2.1", "v3.0")  # of LeRobot's datasets, which the run's reader opens
+    decodes_all_cameras: bool = False  # whether the reader decodes cameras that the model never sees, too
+    worker_modules: tuple[str, ...] = ()  # what samples are made with, imported once for all loader workers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """The normalisation statistics of a run, and where they come from."""
+
+    norm: Literal["zscore", "quantile"]
+    path: Path | None  # the file they are read from; None: computed from the dataset when it is opened
+    stats: dict[str, NormStats] | None  # by "state" and "actions"; None: the file is not there
+    elsewhere: tuple[Path, ...] = ()  # files that were written where this run does not look
+    remote: str | None = None  # the address that the file would be fetched from
+    command: str | None = None  # computes them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the model is told with the frames of one task."""
+
+    text: str | None  # None: nothing, and a sample cannot be made
+    num_tokens: int | None  # before any is cut off; None: the tokenizer is not here
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where the parameters lie that training starts from."""
+
+    name: str  # as the config says it: a path or an address
+    path: Path | None  # where they are on this machine; None: they would be fetched
+    host: str | None = None  # from which machine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScriptStep:
+    """What a user's own train step does, traced."""
+
+    path: Path  # of the script
+    before: Any  # the train state, by shapes
+    after: Any
+    metrics: Any  # what the script logs of a step
 
 
 @runtime_checkable
@@ -62,11 +111,58 @@ class Run(Protocol):
 
     facts: Facts
 
-    def source(self) -> Path:
-        """The folder of the raw LeRobot dataset.
+    def keys(self) -> tuple[jax.Array, jax.Array]:
+        """The random keys that the parameters and the steps are drawn from."""
+        ...
+
+    def source(self) -> Path | None:
+        """The folder of the raw LeRobot dataset; None where samples are made up, without one.
 
         Raises:
             DataError: There is none where the config says.
+            NotCovered: The samples come from something that is no LeRobot dataset.
+        """
+        ...
+
+    def columns(self) -> tuple[str, ...]:
+        """The dataset's keys that the run asks for, cameras among them."""
+        ...
+
+    def cameras(self) -> tuple[str, ...]:
+        """The dataset's cameras whose pictures reach the model.
+
+        Raises:
+            DataError: The dataset lacks what the transforms ask for.
+        """
+        ...
+
+    def statistics(self) -> Statistics:
+        """The normalisation statistics.
+
+        Raises:
+            DataError: The file is there and cannot be read.
+        """
+        ...
+
+    def before_normalisation(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """What is normalised, for some frames, as the run's transforms make it; no picture is decoded.
+
+        Args:
+            frames: int64[n], indices of frames.
+
+        Returns:
+            "state" float[n, d] and "actions" float[n, h, d].
+
+        Raises:
+            DataError: The dataset lacks what the transforms ask for, or a transform fails.
+        """
+        ...
+
+    def prompts(self) -> dict[int, Prompt]:
+        """The prompt of every task of the dataset, by its index; with a state of full length where it takes one in.
+
+        Raises:
+            DataError: The dataset lacks what the transforms ask for.
         """
         ...
 
@@ -106,6 +202,10 @@ class Run(Protocol):
         """The NNX filter of the parameters that are trained."""
         ...
 
+    def weights(self) -> Weights | None:
+        """Where the pretrained parameters lie; None where training starts from fresh ones."""
+        ...
+
     def load_weights(self, params: dict[str, Any]) -> dict[str, Any]:
         """The pretrained parameters that training starts from.
 
@@ -128,6 +228,15 @@ class Run(Protocol):
 
         Raises:
             DataError: They are missing or damaged.
+            NotCovered: They are in a form whose shapes cannot be looked at alone.
+        """
+        ...
+
+    def script_step(self) -> ScriptStep | None:
+        """The train step of the user's own training script, traced at full size; None where there is no script.
+
+        Raises:
+            Exception: Whatever the script raises when it is imported or traced.
         """
         ...
 
@@ -164,4 +273,4 @@ def command_line(facts: Facts, command: str, *words: str) -> str:
     replaced = {words[i + 1].partition("=")[0] for i, word in enumerate(words) if word == "--set"}
     kept = [assignment for assignment in facts.assignments if assignment.partition("=")[0] not in replaced]
     overrides = [word for assignment in kept for word in ("--set", assignment)]
-    return shlex.join(["preflight", command, facts.reference, *overrides, *words])
+    return shlex.join(["preflight", command, facts.reference, *facts.options, *overrides, *words])

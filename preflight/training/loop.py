@@ -93,16 +93,16 @@ def train(
         require_same_run(folder, facts, len(dataset))
     assets = run.assets()
     choice = choose_mode(facts.wandb_enabled)
-    rng = jax.random.key(facts.seed)
+    init_rng, rng = run.keys()
     manager = checkpoints.open_manager(folder, keep_period=facts.keep_period) if resume else None
     if manager is not None:
-        abstract = jax.eval_shape(lambda key: init_state(run, key), rng)
+        abstract = jax.eval_shape(lambda key: init_state(run, key), init_rng)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
         state = checkpoints.restore(manager, saved_steps(folder)[-1], abstract)
     else:
-        if facts.settings.get("weights"):
-            say(f"Starting from {facts.settings['weights']}")
-        state = first_state(run, rng, replicated)
+        if weights := run.weights():
+            say(f"Starting from {weights.name}")
+        state = first_state(run, init_rng, replicated)
     start = int(state.step)
     if start >= facts.num_train_steps:
         raise UsageError(

@@ -38,7 +38,7 @@ def init_state(run: Run, rng: jax.Array, weights: Mapping[str, Any] | None = Non
         rng: A random key.
         weights: Parameters to start from in place of random ones, nested by path; any part of the model's.
     """
-    params = _replaced(nnx.state(run.create_model(rng)), weights or {})
+    params = _frozen_cast(run, _replaced(nnx.state(run.create_model(rng)), weights or {}))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -78,6 +78,17 @@ def trainable(run: Run, params: nnx.State) -> nnx.State:
     if hasattr(nnx, "filter_state"):
         return nnx.filter_state(params, run.trainable())
     return params.filter(run.trainable())
+
+
+def _frozen_cast(run: Run, params: nnx.State) -> nnx.State:
+    """The parameters with those that are not trained in `facts.frozen_dtype`: half the memory, as openpi has it."""
+    if run.facts.frozen_dtype is None or not run.facts.frozen:
+        return params
+    trained = {parameter_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(trainable(run, params))}
+    dtype = jnp.dtype(run.facts.frozen_dtype)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: leaf if parameter_path(keys) in trained else leaf.astype(dtype), params
+    )
 
 
 def _replaced(params: nnx.State, weights: Mapping[str, Any]) -> nnx.State:

@@ -1,0 +1,71 @@
+"""openpi's transformed samples as our loader takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preflight.blame import one_line, user_line
+from preflight.errors import DataError, PreflightError
+
+# What a model reads of a sample; transforms may leave more in it.
+KEYS = (
+    "image",
+    "image_mask",
+    "state",
+    "tokenized_prompt",
+    "tokenized_prompt_mask",
+    "token_ar_mask",
+    "token_loss_mask",
+    "actions",
+)
+# What jax makes of numpy's dtypes when a batch goes to the device.
+_ON_DEVICE = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.float64): np.dtype(np.float32)}
+
+
+class OpenpiSamples:
+    """openpi's transformed dataset as nested dicts of numpy arrays, of the dtypes that they will have on the device.
+
+    Args:
+        dataset: What `transform_dataset` gives.
+        root: The dataset's folder, None for made-up samples.
+    """
+
+    def __init__(self, dataset: Any, root: Path | None) -> None:
+        self._dataset = dataset
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample: `image`, `image_mask`, `state`, `actions`, and the prompt's tokens and masks.
+
+        Raises:
+            IndexError: There is no such sample.
+            DataError: It cannot be made; names the user's line.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a dataset with {len(self)} samples")
+        try:
+            sample = self._dataset[index]
+        except PreflightError:
+            raise
+        except Exception as error:
+            raise users_error(f"sample {index} cannot be made", error) from error
+        return {key: _plain(sample[key]) for key in KEYS if sample.get(key) is not None}
+
+
+def users_error(what: str, error: Exception) -> DataError:
+    """An error of the user's own transforms or config, with their line."""
+    where = user_line(error)
+    return DataError(f"{what}: {one_line(error)}" + (f" (at {where})" if where else ""))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    array = np.asarray(value)
+    return array.astype(_ON_DEVICE.get(array.dtype, array.dtype), copy=False)
