@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from checks import data_features, data_norm_stats, data_prompts, data_version
 from checks.context import CheckContext
 from preflight.checklist import Check, Hint, Outcome, failed, passed
 from preflight.data.metadata import read_info
@@ -44,7 +45,7 @@ def _sample(context: CheckContext) -> Outcome:
 
     dataset = context.run.dataset()
     picked = sorted({0, len(dataset) // 2, len(dataset) - 1})
-    spec = context.run.batch_spec(1)
+    spec, made_up = context.run.batch_spec(1), context.run.source() is None
     problems: list[str] = []
     ranges: dict[str, Any] = {}
     for index in picked:
@@ -65,6 +66,8 @@ def _sample(context: CheckContext) -> Outcome:
                     low, high = ranges.get(key, (np.inf, -np.inf))
                     ranges[key] = (min(low, float(value.min())), max(high, float(value.max())))
         seen = [slot for slot, mask in sample["image_mask"].items() if mask]
+        if made_up:
+            continue  # no camera is meant to show something
         if not seen:
             problems.append(f"sample {index}: every camera is masked out, the model would train blind")
         problems += [
@@ -80,7 +83,7 @@ def _sample(context: CheckContext) -> Outcome:
             evidence=tuple(problems[:10]),
             hint=Hint(text="look at [data] of the config: cameras, state, actions, norm"),
         )
-    cameras = ", ".join(slot for slot, mask in sample["image_mask"].items() if mask)
+    cameras = ", ".join(slot for slot, mask in sample["image_mask"].items() if mask or made_up)
     span = "; ".join(f"{key} {low:.2f} … {high:.2f}" for key, (low, high) in sorted(ranges.items()))
     return passed(
         f"samples {', '.join(map(str, picked))} fit the model: {cameras}; normalised {span}", measured=measured
@@ -97,6 +100,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 CHECKS = (
+    data_version.CHECK,
     Check(
         id="data.present",
         title="The dataset is where the config says",
@@ -108,12 +112,15 @@ CHECKS = (
         doc="Reads meta/info.json and the episode list and looks for every parquet and video file they name, "
         "without torch, LeRobot or the Hub. A missing local file otherwise shows up as a Hub error (401, 404).",
     ),
+    data_features.CHECK,
+    data_prompts.CHECK,
+    data_norm_stats.CHECK,
     Check(
         id="data.sample",
         title="A sample is what the model expects",
         level="standard",
         severity="fail",
-        requires=("data.present",),
+        requires=("data.present", "data.version", "data.features", "data.prompts", "data.norm-stats"),
         failures=("F22", "F30", "F31"),
         timeout_s=120,
         run=_sample,
