@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from checks import model, weights
+from checks import devices_config, model, weights
 from checks.context import CheckContext, visible_gpus, with_settings
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
 from preflight.data.metadata import read_info
@@ -274,6 +274,7 @@ CHECKS = (
         run=_batch,
         doc="The batch size must divide over the GPUs, and the dataset must hold at least one batch.",
     ),
+    devices_config.FSDP,
     Check(
         id="config.workers",
         title="Loader workers suit the CPU cores",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks import memory_device
+from checks import memory_checkpoint, memory_device
 from checks.context import CheckContext, with_settings
 from checks.sweep import configured_point, loader_sweep
 from preflight.checklist import Check, Hint, Outcome, errored, failed, passed, skipped, warned
@@ -73,4 +73,5 @@ CHECKS = (
         "shared pages divided among those who map them) and of the batches that wait in shared memory. Their "
         "sum and the parent's are compared with MemAvailable and the cgroup's limit, whichever is tighter.",
     ),
+    memory_checkpoint.CHECK,
 )

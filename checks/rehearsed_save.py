@@ -114,6 +114,7 @@ def _noise(shapes: dict[str, list[tuple[list[int], str]]]) -> tuple[Any, int]:
     """A state of noise and its bytes. Noise hardly compresses; an optimizer's first zeros would flatter the disk."""
     import jax.numpy as jnp
     import numpy as np
+    from flax import nnx
 
     from preflight.training.state import TrainState
 
@@ -128,9 +129,9 @@ def _noise(shapes: dict[str, list[tuple[list[int], str]]]) -> tuple[Any, int]:
     }
     state = TrainState(
         step=jnp.int32(1),
-        params=parts["params"],
+        params=nnx.State(parts["params"]),
         opt_state=parts["opt_state"],
-        ema_params=parts["ema_params"] or None,
+        ema_params=nnx.State(parts["ema_params"]) if parts["ema_params"] else None,
     )
     return state, sum(array.nbytes for leaves in parts.values() for array in leaves.values())
 

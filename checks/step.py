@@ -78,9 +78,7 @@ def _contract(context: CheckContext) -> Outcome:
     own_script, lacking = "", []
     if script is not None and script.path is not None:
         lacking = [name for name in METRICS if name not in script.metrics]
-        own_script = (
-            f"; {script.path.name} traced with the moving average on and off, it logs {', '.join(script.metrics)}"
-        )
+        own_script = f"; {script.path.name}, traced with the average on and off, logs {', '.join(script.metrics)}"
         if lacking:
             own_script += f" and lacks {len(lacking)} of the metrics that `preflight train` logs"
     return passed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from checks import units
+from checks import storage_resume, storage_write, units
 from checks.context import CheckContext, with_settings
 from checks.trace import state_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
@@ -90,6 +90,7 @@ CHECKS = (
         "nothing behind. Before a training it also looks at the run's own folder: is it taken, what would "
         "--overwrite delete, what would --resume go on from.",
     ),
+    storage_resume.CHECK,
     Check(
         id="storage.space",
         title="Checkpoints fit on the disk",
@@ -102,4 +103,5 @@ CHECKS = (
         doc="Bytes of one checkpoint (parameters, optimizer state, moving average: exact, from the traced "
         "shapes) times the checkpoints that keep_period keeps plus the one being written, against the free space.",
     ),
+    storage_write.CHECK,
 )

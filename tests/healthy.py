@@ -29,8 +29,9 @@ HEALTHY = Probes(
 # Each has tests of its own.
 LOADING = ("memory.workers", "loader.throughput")  # they start workers
 STEPPING = ("step.contract", "step.recompile", "grad.finite")  # they trace or make whole steps
+REHEARSING = ("storage.write",)  # it writes a checkpoint
 TARGETED = ("step.roofline",)  # speaks of a GPU, on which a toy model is no good fit
-SLOW = (*LOADING, *STEPPING, *TARGETED)
+SLOW = (*LOADING, *STEPPING, *REHEARSING, *TARGETED)
 
 
 def context(*assignments, run=None, **changes):

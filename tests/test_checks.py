@@ -8,7 +8,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from healthy import EXAMPLE, GIB, LOADING, SOUND, STEPPING, context, outcome_of, run_all, spoken, the_one_that_speaks
+from healthy import (
+    EXAMPLE,
+    GIB,
+    LOADING,
+    REHEARSING,
+    SOUND,
+    STEPPING,
+    context,
+    outcome_of,
+    run_all,
+    spoken,
+    the_one_that_speaks,
+)
 
 from bench.statistics import Estimate
 from checks import CHECKLIST
@@ -21,10 +33,17 @@ from preflight.telemetry.memory import MemoryLimit
 
 
 def test_a_healthy_run_is_silent():
-    results = run_all(context(), without=LOADING)
+    results = run_all(context(), without=(*LOADING, *REHEARSING))
     assert spoken(results) == set()
     skipped = {id_ for id_, result in results.items() if result.status == "skip"}
-    assert skipped == {"env.accelerator", "config.expectations", "config.weights", "step.roofline"}
+    assert skipped == {
+        "env.accelerator",
+        "config.expectations",
+        "config.fsdp",
+        "config.weights",
+        "step.roofline",
+        "storage.resume",
+    }
     assert "gradients exactly the trainable tree" in results["grad.has-aux"].outcome.summary
     assert "every file is there" in results["data.present"].outcome.summary
     assert "2 passes" not in results["config.epochs"].outcome.summary
@@ -81,7 +100,7 @@ def test_every_check_is_documented_and_has_known_failures_that_exist():
         ("config.expectations", [], {"expect": {"wandb_enabled": 1}}, "1 of 1 expectations are not met"),
         ("config.ema", ["ema_decay=0.9999"], {}, "looks back 10,000 steps, the run has 1,245"),
         ("config.ema", ["ema_decay=0.9", "freeze=['.*/img/.*']"], {}, "while parameters are frozen"),
-        ("data.sample", ["data.state=observation.stat"], {}, "observation.stat"),
+        ("data.features", ["data.state=observation.stat"], {}, "observation.stat"),
         ("storage.checkpoint-dir", [f"checkpoint_base_dir={EXAMPLE}/below"], {}, "is a file"),
         ("storage.space", [], {"probes": {"disk_free": lambda path: 2**20}}, "not even one fits"),
         ("storage.space", [], {"probes": {"disk_free": lambda path: 10 * 2**20}}, "4 checkpoints of 5.9 MiB need"),
@@ -147,7 +166,7 @@ def test_a_missing_video_trips_data_present_and_blocks_the_rest(dataset):
         assert results[blocked].outcome.summary == "blocked by data.present"
 
 
-def test_a_nan_in_the_state_trips_data_sample(dataset):
+def test_a_nan_in_the_state_trips_data_norm_stats(dataset):
     file = next((dataset / "data").rglob("*.parquet"))
     table = pq.read_table(file)
     field = table.schema.field("observation.state")
@@ -155,7 +174,7 @@ def test_a_nan_in_the_state_trips_data_sample(dataset):
     values[0][3] = float("nan")
     at = table.schema.get_field_index("observation.state")
     pq.write_table(table.set_column(at, field, pa.array(values, field.type)), file)
-    outcome = the_one_that_speaks(context(f"data.root={dataset}"), "data.sample")
+    outcome = the_one_that_speaks(context(f"data.root={dataset}"), "data.norm-stats")
     assert "NaN" in outcome.summary
 
 

@@ -36,11 +36,9 @@ def _list_openpis() -> None:
             for key in ("model.paligemma_variant", "model.action_expert_variant")
             if key in facts.settings
         )
+        said = f"batch {facts.batch_size}, {facts.num_workers} workers, {facts.num_train_steps:,} steps, {model}"
         data = facts.settings.get("data.repo_id")
-        typer.echo(
-            f"  {name:{width}}  batch {facts.batch_size}, {facts.num_workers} workers, {facts.num_train_steps:,} steps, "
-            f"{model}, data {data if isinstance(data, str) and 'Missing' not in data else 'none'}"
-        )
+        typer.echo(f"  {name:{width}}  {said}, data {data if '/' in str(data) else 'none'}")
 
 
 def _list_builtin() -> None:

@@ -58,7 +58,7 @@ class OpenpiRun(OpenpiData):
             model.train()
         # A copy: openpi's from_dict writes into the dict of images.
         observation = openpi("models.model", "Observation").from_dict({**batch, "image": dict(batch["image"])})
-        return model.compute_loss(rng, observation, batch["actions"], train=train)  # type: ignore[attr-defined]
+        return model.compute_loss(rng, observation, batch["actions"], train=train)
 
     def optimizer(self) -> optax.GradientTransformation:
         """openpi's, from its optimizer and schedule."""
