@@ -83,12 +83,15 @@ def _coverage(context: CheckContext) -> Outcome:
         spared = tree_bytes({p: leaf for p, leaf in trained.items() if _MODULES[1][1].fullmatch(p)})
         spared += round(tree_bytes(state.opt_state) * images.trained / num_trained)
         measured["image_tower_training_bytes"] = spared
-        also = [*context.run.facts.freeze, ".*/img/.*"]
+        also = f"freeze={[*context.run.facts.freeze, '.*/img/.*']}"
+        in_file = context.run.facts.in_file_only
         summary += (
             f"; LoRA adapts the Gemma experts only: the image tower is trained in full, as in openpi, and takes "
-            f"{units.size(spared)} of gradients and optimizer state, which freeze={also} would spare"
+            f"{units.size(spared)} of gradients and optimizer state, which "
+            + ("a filter that matches .*/img/.* as well" if in_file else also)
+            + " would spare"
         )
-        rows = (*rows, *with_settings(context, f"freeze={also}"))
+        rows = rows if in_file else (*rows, *with_settings(context, also))
     return passed(summary, measured=measured, evidence=rows)
 
 
@@ -99,34 +102,43 @@ def _share(module: Module) -> str:
 
 
 def _lora_fault(context: CheckContext, table: dict[str, Module], leaves: dict[str, Any]) -> Outcome | None:
-    freeze = context.run.facts.freeze
+    filters = (*context.run.facts.freeze, str(context.run.facts.settings.get("freeze_filter", "")))
     adapters = table.get(_ADAPTERS)
     if adapters is not None and adapters.frozen:
         return failed(
             f"{adapters.frozen:,} of {adapters.trained + adapters.frozen:,} LoRA parameters are frozen themselves: "
             "these adapters learn nothing",
             expected={"frozen LoRA parameters": 0},
-            hint=Hint(
-                text="leave the filter to the LoRA variant: it freezes what is no adapter",
-                commands=with_settings(context, "freeze=none"),
-            ),
+            hint=_filter_hint(context, "leave the filter to the LoRA variant: it freezes what is no adapter"),
         )
     experts = [table[name] for name in (_LANGUAGE, _ACTIONS) if name in table]
     adapted = {_adapter_of(path) for path in leaves}
     if idle := [module for module in experts if module.all_frozen and module.name not in adapted]:
-        return _frozen_without_adapters(context, idle, meant_lora=any("lora" in p.lower() for p in freeze))
+        return _frozen_without_adapters(context, idle, meant_lora=any("lora" in p.lower() for p in filters))
     if whole := [module for module in experts if module.name in adapted and module.trained > module.frozen]:
         beneath = sum(module.trained for module in whole)
         return warned(
             f"{_names(whole)} adapters and trained parameters beneath them ({beneath:,}): a full fine-tune with "
             "adapters on top, which spares no memory",
             expected={"trained beneath adapters": 0},
-            hint=Hint(
-                text="without `freeze`, the LoRA variant freezes what is no adapter",
-                commands=with_settings(context, "freeze=none"),
-            ),
+            hint=_filter_hint(context, "without `freeze`, the LoRA variant freezes what is no adapter"),
         )
     return None
+
+
+def _filter_hint(context: CheckContext, text: str, *others: list[str]) -> Hint:
+    """What mends the filter: commands where a command can, else what to write into the config's file."""
+    if context.run.facts.in_file_only:
+        variants = ", ".join(
+            f"{name}={context.run.facts.settings.get(f'model.{name}')!r}"
+            for name in ("paligemma_variant", "action_expert_variant")
+        )
+        return Hint(
+            text="in the config's file, give freeze_filter and model the same variants: a LoRA model with the filter "
+            f"of its own get_freeze_filter(), or no filter at all; the model has {variants}"
+        )
+    assignments = [*others, ["freeze=none"]]
+    return Hint(text=text, commands=tuple(line for given in assignments for line in with_settings(context, *given)))
 
 
 def _names(experts: list[Module]) -> str:
@@ -149,14 +161,11 @@ def _frozen_without_adapters(context: CheckContext, experts: list[Module], *, me
     return (failed if meant_lora else warned)(
         f"{_names(experts)} only frozen parameters ({frozen:,}) and no adapters: {cause}",
         expected={"what is frozen whole": "has adapters"},
-        hint=Hint(
-            text="give it adapters (first command) or train it in full (last); if it is meant to stay as it is, ignore "
+        hint=_filter_hint(
+            context,
+            "give it adapters (first command) or train it in full (last); if it is meant to stay as it is, ignore "
             "this check with that reason",
-            commands=tuple(
-                command
-                for assignments in ([*lora, "freeze=none"], ["freeze=none"])
-                for command in with_settings(context, *assignments)
-            ),
+            [*lora, "freeze=none"],
         ),
     )
 

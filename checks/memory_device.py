@@ -21,6 +21,13 @@ _TIGHT = 0.95
 
 
 def _device(context: CheckContext) -> Outcome:
+    if (shards := context.run.facts.settings.get("fsdp_devices", 1)) > 1:
+        state = state_bytes(context)
+        return skipped(
+            f"not judged: fsdp_devices={shards} divides the state over {shards} GPUs, and preflight compiles for "
+            f"one; undivided it takes {units.size(state.checkpoint)}, and gradients {units.size(state.gradients)}",
+            measured={"fsdp_devices": shards, "state_gib": round(state.checkpoint / _GIB, 2)},
+        )
     device = judged_device(context)
     size = state_bytes(context, per_device_batch(context, device))
     if not device.total_bytes:

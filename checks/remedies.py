@@ -23,6 +23,7 @@ class _Remedy:
     need: int  # bytes of the step, or of its state alone where no more is known
     assignments: tuple[str, ...] = ()
     target: str | None = None  # another GPU
+    by_command: bool = True  # whether a command can make it so
     compiled: bool = True  # whether `need` is of the whole step
 
 
@@ -59,7 +60,7 @@ def remedies(
     what = "it fits" if any(remedy.compiled for remedy in found) else "its state and gradients fit"
     return Hint(
         text=f"{what} with " + "; or with ".join(remedy.text for remedy in found),
-        commands=tuple(_command(context, remedy, limit) for remedy in found),
+        commands=tuple(_command(context, remedy, limit) for remedy in found if remedy.by_command),
     )
 
 
@@ -114,7 +115,15 @@ def _of_branch(context: CheckContext, device: Device, run: Run, name: str, ceili
     if size.total > ceiling:
         return None
     assignments = _difference(context.run, run)
-    uncompiled = _Remedy(f"{name} ({units.size(size.total)}, and activations)", size.total, assignments, compiled=False)
+    if by_hand := [key for key in run.facts.in_file_only if run.facts.settings[key] != context.run.facts.settings[key]]:
+        name = f"{name} (in the config's file: {', '.join([*assignments, *by_hand])})"
+    uncompiled = _Remedy(
+        f"{name} ({units.size(size.total)}, and activations)",
+        size.total,
+        assignments,
+        compiled=False,
+        by_command=not by_hand,
+    )
     if not device.total_bytes:
         return uncompiled
     try:
@@ -123,11 +132,12 @@ def _of_branch(context: CheckContext, device: Device, run: Run, name: str, ceili
         return uncompiled
     need = memory.peak + size.batch
     if need <= ceiling:
-        return _Remedy(f"{name} ({units.size(need)})", need, assignments)
+        return _Remedy(f"{name} ({units.size(need)})", need, assignments, by_command=not by_hand)
     smaller = _smaller_batch(other, device, size, need, ceiling)
     if smaller is None:
         return None
-    return _Remedy(f"{name} and {smaller.text}", smaller.need, (*assignments, *smaller.assignments))
+    both = (*assignments, *smaller.assignments)
+    return _Remedy(f"{name} and {smaller.text}", smaller.need, both, by_command=not by_hand)
 
 
 def _other_gpu(
@@ -152,9 +162,10 @@ def _other_gpu(
 def _difference(own: Run, other: Run) -> tuple[str, ...]:
     """The settings that turn one run into the other."""
     mine, theirs = own.facts.settings, other.facts.settings
-    changed = [key for key in theirs if key != "freeze" and theirs[key] != mine.get(key)]
+    left = ("freeze", *other.facts.in_file_only)
+    changed = [key for key in theirs if key not in left and theirs[key] != mine.get(key)]
     # A `freeze` of the user's own would stay in force; none leaves the filter to the variants.
-    freeze = ("freeze=none",) if theirs.get("freeze") != mine.get("freeze") else ()
+    freeze = ("freeze=none",) if "freeze" in theirs and theirs["freeze"] != mine.get("freeze") else ()
     return (*(f"{key}={'none' if theirs[key] is None else theirs[key]}" for key in changed), *freeze)
 
 

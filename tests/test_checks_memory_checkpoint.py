@@ -26,9 +26,11 @@ def machine(available, *, gpus=(H100,), **environ):
     return {"memory": lambda: limit, "gpus": lambda: list(gpus), "environ": environ}
 
 
-def full(available, *assignments, target=None, **probes):
+def full(available, *assignments, target=None, stack="another", **probes):
+    run = load_run(FULL, assignments=assignments)
+    run.facts = dataclasses.replace(run.facts, stack=stack)  # whose trainer does not give back what a save leaves
     return context(
-        run=load_run(FULL, assignments=assignments),
+        run=run,
         target=None if target is None else parse_target(target),
         probes=machine(available, **probes),
     )
@@ -46,7 +48,7 @@ def test_a_healthy_run_passes_with_its_figures():
     assert spoken(results) == set()
     outcome = results[CHECK.id].outcome
     assert outcome.summary == (
-        "a save takes 5.9 MiB to 20.5 MiB of RAM, of 16.0 GiB (MemAvailable without the state; 2 workers not counted)"
+        "a save takes 5.9 MiB to 11.7 MiB of RAM, of 16.0 GiB (MemAvailable without the state; 2 workers not counted)"
     )
 
 
@@ -55,7 +57,7 @@ def test_a_checkpoint_that_does_not_fit_trips_this_check_alone():
     assert spoken(results) == {CHECK.id}
     outcome = results[CHECK.id].outcome
     assert outcome.status == "fail"
-    assert outcome.summary.startswith("no checkpoint can be saved: a save takes 5.9 MiB to 20.5 MiB of RAM, of 5.0 MiB")
+    assert outcome.summary.startswith("no checkpoint can be saved: a save takes 5.9 MiB to 11.7 MiB of RAM, of 5.0 MiB")
 
 
 def test_the_full_model_is_judged_by_one_copy_and_warned_of_by_three_and_a_half():
@@ -79,6 +81,11 @@ def test_the_full_model_is_judged_by_one_copy_and_warned_of_by_three_and_a_half(
         f"preflight check {FULL} --set save_interval=10000 --set keep_period=10000",
     )
     assert CHECK.run(full(130 * GIB)).status == "pass"
+
+
+def test_the_native_loop_gives_back_what_a_save_leaves():
+    assert CHECK.run(full(80 * GIB, stack="native")).status == "pass"
+    assert CHECK.run(full(60 * GIB, stack="native")).status == "warn"
 
 
 def test_few_arenas_bound_what_is_kept():

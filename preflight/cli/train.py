@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from preflight.cli.options import ConfigArgument, OpenpiOption, SetOption, StackOption, open_run
+from preflight.cli.options import ConfigArgument, OpenpiOption, SetOption, StackOption, one_of, open_run
 from preflight.errors import EXIT_INTERRUPTED, EXIT_NOT_CLEARED, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from preflight.runs import Facts
     from preflight.training.loop import Summary
+
+TRAINERS = ("preflight", "openpi")
 
 
 def train(
@@ -36,6 +39,14 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what the run's folder holds.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's newest checkpoint.")] = False,
+    trainer: Annotated[
+        str,
+        typer.Option(
+            "--trainer",
+            metavar="NAME",
+            help="preflight, the instrumented loop; or openpi, the checkout's own scripts/train.py.",
+        ),
+    ] = "preflight",
     stack: StackOption = "auto",
     ignore: Annotated[
         list[str], typer.Option("--ignore", metavar="ID=REASON", help="Keep a check out of the verdict.")
@@ -49,7 +60,12 @@ def train(
     """
     from preflight.training.folder import refuse_folder, run_folder
 
+    one_of("--trainer", trainer, TRAINERS)
     run, project = open_run(config, stack, set_, openpi)
+    if trainer == "openpi" and run.facts.stack != "openpi":
+        raise UsageError(
+            f"--trainer openpi: {run.facts.name} is a config of the {run.facts.stack} stack, which openpi does not know"
+        )
     if resume and exp_name is None:
         raise UsageError("--resume needs --exp-name", "it names the run to go on with")
     if ignore and not after_checks:
@@ -64,6 +80,8 @@ def train(
             sys.stdout.write("Not started: the checklist is not cleared. Nothing was created.\n")
             return EXIT_NOT_CLEARED
         sys.stdout.write("\n")
+    if trainer == "openpi":
+        return _launch(run, folder, overwrite, resume, clearance)
     from preflight.cli.progress import TrainProgress
     from preflight.data.loader import start_worker_server
     from preflight.training.loop import train as fly
@@ -84,6 +102,24 @@ def train(
         )
     sys.stdout.write(_closing(summary, run.facts))
     return EXIT_INTERRUPTED if summary.interrupted else 0
+
+
+def _launch(run: Any, folder: Path, overwrite: bool, resume: bool, clearance: dict[str, Any] | None) -> int:
+    from checks.device import ADVISED_MEM_FRACTION
+    from preflight.runs.openpi.trainer import launch, script_command
+    from preflight.training.folder import delete_folder, saved_steps
+
+    command = script_command(run, folder.name, resume=resume)
+    if overwrite:
+        delete_folder(folder)  # ours leaves no half of a run; the script then finds none to delete
+    sys.stdout.write(f"$ {shlex.join(command)}\n")
+    sys.stdout.flush()
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(ADVISED_MEM_FRACTION)}
+    launch(command, folder, clearance=clearance, environment=environment)
+    sys.stdout.write(f"\nThe script ended.\n  telemetry     {folder / 'telemetry.jsonl'}\n")
+    if steps := saved_steps(folder):
+        sys.stdout.write(f"  checkpoints   {folder} (steps {', '.join(map(str, steps))})\n")
+    return 0
 
 
 def _clear(run: Any, project: Any, ignore: list[str], folder: Path, overwrite: bool, resume: bool) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Facts:
     frozen: bool  # whether the config keeps parameters from being trained, by expressions or a filter of its own
     lora: bool  # whether the model has adapters
     settings: dict[str, Any]  # every field of the config by its dotted key, for expectations and the record
+    in_file_only: tuple[str, ...] = ()  # settings that no `--set` changes: they stand in the config's own file
     options: tuple[str, ...] = ()  # further words that a command needs to find this run, as ("--openpi", "DIR")
     frozen_dtype: str | None = None  # what frozen parameters are held in; None: in the model's own
     loss_by_action: bool = True  # whether the loss has a value for each action step, [b, h]; else one a sample, [b]

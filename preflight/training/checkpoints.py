@@ -1,12 +1,16 @@
 """Checkpoints in openpi's layout: `<step>/{params,train_state,assets}`, written by Orbax, asynchronous and atomic.
 
 `params` holds the parameters that are served (the moving average where there is one) as `{"params": <nested dict>}`, so
-that openpi's own policies load what is trained here. `train_state` holds the rest of the state.
+that openpi's own policies load what is trained here. `train_state` holds the rest of the state, by openpi's names and
+with the level `value` that its NNX states leave below each parameter: openpi's script resumes what was begun here, and
+a run that openpi began is resumed here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import shutil
@@ -128,6 +132,19 @@ def finish(manager: ocp.CheckpointManager, pending: int | None) -> None:
         manager.wait_until_finished()
     except (OSError, ValueError) as error:
         raise _save_failed(manager, pending, error) from error
+    finally:
+        _give_back()
+
+
+def _give_back() -> None:
+    """Gives freed memory back to the system: each of Orbax's writing threads has an arena of its own in glibc, which
+    keeps what a save freed, and the next save's threads get others.
+
+    Without it, twelve saves of 0.5 GiB grew to 3.5 times the checkpoint's bytes, with it they stay below 2 (jax 0.10.2,
+    Orbax 0.12.8, glibc 2.36); it looks like the leak of openpi#721.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
@@ -179,7 +196,7 @@ def _require_fit(manager: ocp.CheckpointManager, step: int, wanted: dict[str, An
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
@@ -196,11 +213,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    params, ema = pure(state.params), state.ema_params
-    rest: dict[str, Any] = {"step": state.step, "opt_state": _pure(state.opt_state)}
+    params, ema = _valued(state.params), state.ema_params
+    # openpi's train state has these two fields as well: a structure and an average that are never stored.
+    rest: dict[str, Any] = {
+        "step": state.step,
+        "opt_state": _pure(state.opt_state),
+        "model_def": None,
+        "ema_params": None,
+    }
     if ema is None:
-        return params, rest
-    return pure(ema), {**rest, "params": params}
+        return params, {**rest, "params": {}}
+    return _valued(ema), {**rest, "params": params}
 
 
 def _merge(abstract: TrainState, served: Any, rest: dict[str, Any]) -> TrainState:
@@ -220,9 +243,18 @@ def _fill(state: Any, pure: Any) -> Any:
 
 
 def _pure(tree: Any) -> Any:
-    """NNX states inside an optimizer's state as plain dicts: their Variables would add a `value` level on disk."""
+    """NNX states inside an optimizer's state as plain dicts, the same on every version of flax."""
     is_state = lambda x: isinstance(x, nnx.State)  # noqa: E731
-    return jax.tree.map(lambda x: pure(x) if is_state(x) else x, tree, is_leaf=is_state)
+    return jax.tree.map(lambda x: _valued(x) if is_state(x) else x, tree, is_leaf=is_state)
+
+
+def _valued(state: nnx.State) -> dict[str, Any]:
+    """The state's arrays as nested dicts, each array below a level `value`."""
+
+    def below(node: Any) -> Any:
+        return {name: below(child) for name, child in node.items()} if isinstance(node, dict) else {"value": node}
+
+    return below(pure(state))
 
 
 def _save_failed(manager: ocp.CheckpointManager, step: int | None, error: Exception) -> PreflightError:

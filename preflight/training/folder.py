@@ -87,7 +87,7 @@ def create_folder(folder: Path, *, overwrite: bool) -> None:
         raise _cannot_be_made(folder, error) from error
     try:
         if overwrite:
-            _delete(folder)
+            delete_folder(folder)
         elif folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         folder.mkdir()
@@ -106,7 +106,8 @@ def _cannot_be_made(folder: Path, error: OSError) -> PreflightError:
     )
 
 
-def _delete(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
+    """Deletes a run's folder and what earlier deletions left of it; a folder that is not there is none."""
     for leftover in folder.parent.glob(f".{folder.name}-deleted-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if folder.exists():

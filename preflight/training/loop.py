@@ -83,6 +83,11 @@ def train(
     devices = jax.devices()
     if facts.batch_size % len(devices):
         raise UsageError(f"batch_size {facts.batch_size} does not divide over {len(devices)} devices")
+    if (shards := facts.settings.get("fsdp_devices", 1)) > 1:
+        raise UsageError(
+            f"fsdp_devices={shards} would divide the parameters over GPUs; this loop divides batches only",
+            "train with the checkout's own script, --trainer openpi, or with --set fsdp_devices=1",
+        )
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     by_sample = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -32,7 +32,7 @@ def cached(url: str) -> Path | None:
     """
     parsed = urlparse(url)
     if not parsed.scheme:
-        path = Path(url).expanduser().resolve()
+        path = Path(url).resolve()
         return path if path.exists() else None
     path = cache_folder() / parsed.netloc / parsed.path.strip("/")
     return path if path.exists() else None

@@ -143,10 +143,13 @@ class OpenpiData:
         return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in ("state", "actions")}
 
     def prompts(self) -> dict[int, Prompt]:
-        """Through all transforms up to the tokenizer, with blank pictures."""
+        """Through all transforms up to the tokenizer, with blank pictures.
+
+        A task that frames have and the dataset does not is left out: LeRobot's reader fails on it, whatever the prompt.
+        """
         raw = self._raw_frames()
         found = {}
-        for task in raw.used_tasks():
+        for task in sorted(raw.listed_tasks().intersection(raw.used_tasks())):
             frame = raw.frame_of_task(task)
             assert frame is not None
             found[task] = self._prompt(raw.item(frame))
@@ -236,14 +239,22 @@ def _apply(transform: Any, sample: dict[str, Any]) -> dict[str, Any]:
         raise
     except KeyError as error:
         key = str(error).strip("'\"")
-        from preflight.data.metadata import nearest
-
         raise DataError(
-            f"{type(transform).__name__} asks for {key!r}, which the sample does not have",
-            nearest(key, tuple(str(name) for name in sample)),
+            f"{type(transform).__name__} asks for {key!r}, which the sample does not have", _hint_of(key, sample)
         ) from error
     except Exception as error:
         raise users_error(f"{type(transform).__name__} fails", error) from error
+
+
+def _hint_of(key: str, sample: dict[str, Any]) -> str:
+    if key == "prompt":
+        return (
+            "LeRobot's frames have no prompt: take it from the dataset's tasks, base_config=DataConfig("
+            "prompt_from_task=True), or leave it out of the repack transform and set a default_prompt"
+        )
+    from preflight.data.metadata import nearest
+
+    return nearest(key, tuple(str(name) for name in sample))
 
 
 def _leaves(structure: Any) -> list[str]:

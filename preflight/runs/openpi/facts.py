@@ -22,6 +22,7 @@ def facts_of(config: Any, assignments: tuple[str, ...], options: tuple[str, ...]
         reference=config.name,
         assignments=assignments,
         options=options,
+        in_file_only=("freeze_filter",),
         stack="openpi",
         project_name=config.project_name,
         batch_size=config.batch_size,
@@ -65,12 +66,18 @@ def _settings(config: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name, None)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and dataclasses.fields(value):
             found |= _settings(value, f"{prefix}{field.name}.")
         elif value is None or isinstance(value, bool | int | float | str):
             found[prefix + field.name] = value
         elif isinstance(value, tuple | list) and all(isinstance(item, bool | int | float | str) for item in value):
             found[prefix + field.name] = tuple(value)
         else:
-            found[prefix + field.name] = str(value) if isinstance(value, Path) else type(value).__name__
+            found[prefix + field.name] = _text(value)
     return found
+
+
+def _text(value: Any) -> str:
+    """A path, a filter, a transform: by its text where that is the same in every process, else by its type."""
+    text = str(value) if isinstance(value, Path) else repr(value)
+    return type(value).__name__ if " at 0x" in text or len(text) > 500 else text

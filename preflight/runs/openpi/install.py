@@ -99,7 +99,7 @@ def _missing(name: str, error: ModuleNotFoundError) -> UsageError:
     if missing == "openpi" or not is_installed():
         return UsageError("openpi is not installed in this environment", _INSTALL)
     where = package_folder()
-    if missing == name or name.startswith(f"{missing}."):
+    if missing.startswith("openpi."):
         return UsageError(
             f"openpi at {where} has no module {missing}: it is incomplete, or not the openpi that preflight knows",
             f"preflight was written against {KNOWN}; install the checkout again with `uv sync`",

@@ -12,6 +12,7 @@ import numpy as np
 from preflight.data.actions import action_chunk_indices
 from preflight.data.columns import read_columns
 from preflight.data.episodes import read_episodes
+from preflight.data.files import read_json_lines
 from preflight.data.metadata import read_info
 
 # A side of the blank pictures. Transforms before the model's own resize take a picture of any size; a small one keeps
@@ -49,6 +50,10 @@ class RawFrames:
     def tasks(self) -> tuple[str, ...]:
         """The texts of the tasks, by task_index."""
         return self._episodes.tasks
+
+    def listed_tasks(self) -> set[int]:
+        """The task indices that the dataset has a text for, be it empty."""
+        return {row["task_index"] for row in read_json_lines(self.info.root / "meta" / "tasks.jsonl")}
 
     def frame_of_task(self, task: int) -> int | None:
         """Some frame of a task; None where no frame has it."""

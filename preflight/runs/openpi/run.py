@@ -105,6 +105,12 @@ class OpenpiRun(OpenpiData):
             raise DataError(f"the weights {found.name} are not on this machine", self._fetch(found))
         if found.path.suffix == ".npz":
             raise NotCovered(f"{found.path} is there; preflight compares checkpoints that Orbax wrote")
+        # A step's folder will do for ours, and not for openpi.
+        if found.path.is_dir() and (found.path / "params" / "_METADATA").is_file():
+            raise DataError(
+                f"the weights {found.name} are a checkpoint's step folder, and openpi reads its params folder",
+                f"name that: --set weight_loader.params_path={found.path / 'params'}",
+            )
         return compare_weights(found.path, params)
 
     def load_weights(self, params: dict[str, Any]) -> dict[str, Any]:
