@@ -15,6 +15,7 @@ from preflight.runs import Run, command_line
 from preflight.telemetry.cpus import CpuCount, usable_cpus
 from preflight.telemetry.devices import PresentGpu, present_gpus
 from preflight.telemetry.memory import MemoryLimit, available_memory
+from preflight.telemetry.network import unreachable
 from preflight.telemetry.targets import GpuSpec, Target
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Probes:
     gpus: Callable[[], list[PresentGpu]] = present_gpus
     disk_free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free  # bytes
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    unreachable: Callable[[str, int], str | None] = unreachable  # why a machine does not answer on a port
     compile: Callable[[LoweredStep, GpuSpec | str], StepMemory] = _compile  # for a GPU, "cuda" (the one here) or "cpu"
 
 

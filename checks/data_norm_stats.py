@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from checks.context import CheckContext, with_settings
-from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
+from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.data.metadata import read_info
 
 if TYPE_CHECKING:
@@ -99,9 +99,10 @@ def _spread(total: int) -> np.ndarray:
 def _missing(context: CheckContext, statistics: Statistics) -> Outcome:
     path, commands = statistics.path, () if statistics.command is None else (statistics.command,)
     if statistics.remote is not None:
-        return skipped(
-            f"the statistics are not on this machine: the run would fetch them from {statistics.remote}",
-            hint=Hint(text="fetch them before the run starts, or compute them", commands=commands),
+        return failed(
+            f"the normalisation statistics are not on this machine: openpi would fetch them from {statistics.remote}",
+            measured={"path": str(path), "remote": statistics.remote},
+            hint=Hint(text="fetch them before the run starts, or compute your own", commands=commands),
         )
     measured = {"path": str(path), "elsewhere": [str(found) for found in statistics.elsewhere]}
     if not statistics.elsewhere or path is None:

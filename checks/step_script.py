@@ -38,7 +38,7 @@ def look_at_script(context: CheckContext) -> ScriptReport | None:
             step = branch.script_step()
         except Exception as error:  # noqa: BLE001
             problems.append(f"the script's own train step cannot be traced {where}: {one_line(error)}")
-            lines += [line for line in [user_line(error)] if line]
+            lines += [line for line in [user_line(error, or_ours=False)] if line]
             continue
         if step is None:
             return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 from checks import storage_resume, storage_write, units
 from checks.context import CheckContext, with_settings
 from checks.trace import state_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.errors import UsageError
-from preflight.training.folder import kept_steps, refuse_folder, saved_steps
+from preflight.training.folder import kept_steps, nearest_existing, refuse_folder, saved_steps
 
 _ELSEWHERE = Hint(text="choose another place: --set checkpoint_base_dir=DIR")
 _GIB = 2**30
@@ -18,7 +17,7 @@ _GIB = 2**30
 
 def _checkpoint_dir(context: CheckContext) -> Outcome:
     base = context.run.facts.checkpoint_base_dir
-    ancestor = _nearest_existing(base)
+    ancestor = nearest_existing(base)
     if not ancestor.is_dir():
         return failed(f"{ancestor} is a file: {base} cannot be made below it", hint=_ELSEWHERE)
     try:
@@ -48,7 +47,7 @@ def _checkpoint_dir(context: CheckContext) -> Outcome:
 def _space(context: CheckContext) -> Outcome:
     facts = context.run.facts
     size = state_bytes(context).checkpoint
-    place = _nearest_existing(facts.checkpoint_base_dir)
+    place = nearest_existing(facts.checkpoint_base_dir)
     free = context.probes.disk_free(place)
     # One more than is kept: the newest is written before the one it replaces is deleted.
     count = len(kept_steps(facts)) + 1
@@ -69,13 +68,6 @@ def _space(context: CheckContext) -> Outcome:
             ),
         )
     return passed(summary, measured=measured)
-
-
-def _nearest_existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 CHECKS = (

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from checks import units
 from checks.context import CheckContext
-from checks.trace import abstract_state
+from checks.trace import abstract_state, tree_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
+from preflight.runs.protocol import Weights
+from preflight.training.folder import nearest_existing
 
 # Rows of PaliGemma's embedding: a model with as many was, or is to be, trained on its tokens.
 _PALIGEMMA_VOCABULARY = 257_152
@@ -15,6 +20,9 @@ def _weights(context: CheckContext) -> Outcome:
     from preflight.training.state import pure
 
     settings = context.run.facts.settings
+    weights = context.run.weights()
+    if weights is not None and weights.path is None and weights.host is not None:
+        return _to_be_fetched(context, weights)
     fit = context.run.weights_fit(pure(abstract_state(context).params))
     if fit is None:
         return skipped("training starts from fresh parameters: no weights are named")
@@ -53,16 +61,42 @@ def _weights(context: CheckContext) -> Outcome:
     return passed(summary, measured=measured)
 
 
+def _to_be_fetched(context: CheckContext, weights: Weights) -> Outcome:
+    """The run would fetch them at its start, between the first batch and the first step: can it?"""
+    # Stored in float32, as openpi releases them, they take what the model's parameters do.
+    size = tree_bytes(abstract_state(context).params)
+    place = nearest_existing(weights.place or Path.home())
+    free = context.probes.disk_free(place)
+    measured = {"weights": weights.name, "size_gib": round(size / 2**30, 1), "free_gib": round(free / 2**30, 1)}
+    what = f"{weights.name} is not on this machine: about {units.size(size)} would be fetched when the run starts"
+    fetch = () if weights.fetch is None else (weights.fetch,)
+    if why := context.probes.unreachable(str(weights.host), 443):
+        return failed(
+            f"{what}, and {weights.host} does not answer: {why}",
+            measured=measured,
+            hint=Hint(text="fetch them where there is a network, or name a checkpoint that is here", commands=fetch),
+        )
+    if size > free:
+        return failed(
+            f"{what}; {place} has {units.size(free)} free",
+            measured=measured,
+            hint=Hint(text="keep them elsewhere: export OPENPI_DATA_HOME=DIR"),
+        )
+    return warned(what, measured=measured, hint=Hint(text="fetch them before a GPU waits for them", commands=fetch))
+
+
 CHECK = Check(
     id="config.weights",
     title="The pretrained parameters fit the model",
     level="standard",
     severity="fail",
     requires=("config.model",),
-    failures=("F32",),
+    failures=("F32", "F33"),
     timeout_s=60,
     run=_weights,
-    doc="Compares the checkpoint's metadata with the traced model, leaf by leaf, without reading an array. A leaf that "
-    "does not fit is named with both shapes and the setting that would make it fit; missing LoRA leaves are counted, "
-    "they are initialised; leaves without a place in the model are named, they are not loaded.",
+    doc="Where the weights would be fetched at the start: whether that machine answers within three seconds, and "
+    "whether the disk has room. Else it compares the checkpoint's metadata with the traced model, by leaf, without "
+    "reading an array. A leaf that does not fit is named with both shapes and the setting that would make it fit; "
+    "missing LoRA leaves are counted, they are initialised; leaves without a place in the model are named, they are "
+    "not loaded.",
 )

@@ -32,10 +32,17 @@ def one_line(error: BaseException) -> str:
     return f"{said} ({meaning})" if meaning else said
 
 
-def user_line(error: BaseException) -> str | None:
-    """The innermost line of a traceback that is neither ours nor an installed package's, else the innermost of ours."""
+def user_line(error: BaseException, *, or_ours: bool = True) -> str | None:
+    """The innermost line of a traceback that is the user's: neither ours nor an installed library's.
+
+    Args:
+        error: As it was caught.
+        or_ours: Whether the innermost of ours is given where there is none of the user's.
+    """
+    if isinstance(error, SyntaxError) and error.filename:  # raised by whoever imports the file
+        return f"{error.filename}:{error.lineno}: {(error.text or '').strip()}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_own(Path(frame.filename))]
+    own = [frame for frame in frames if or_ours and _is_own(Path(frame.filename))]
     users = [frame for frame in frames if _is_users(frame.filename)]
     chosen = (users or own)[-1:]
     return f"{chosen[0].filename}:{chosen[0].lineno}: {chosen[0].line}" if chosen else None
@@ -57,5 +64,7 @@ def _is_own(path: Path) -> bool:
 
 def _is_users(filename: str) -> bool:
     path = Path(filename)
-    installed = filename.startswith("<") or _INSTALLED & set(path.parts) or path.is_relative_to(_STANDARD_LIBRARY)
-    return not (installed or _is_own(path))
+    if filename.startswith("<") or _is_own(path) or path.is_relative_to(_STANDARD_LIBRARY):
+        return False
+    # openpi is meant to be changed by its users, wherever it is installed.
+    return "openpi" in path.parts or not _INSTALLED & set(path.parts)

@@ -21,6 +21,7 @@ HEALTHY = Probes(
     gpus=list,
     disk_free=lambda path: 100 * GIB,
     environ={},
+    unreachable=lambda host, port: "no network in a test",
     # XLA itself answers in test_training_device_compile.
     compile=lambda step, device: StepMemory(
         arguments=1, outputs=1, aliases=1, temporaries=1, compiler="a test", seconds=0.0, rss_mib=0.0

@@ -94,6 +94,8 @@ class Weights:
     name: str  # as the config says it: a path or an address
     path: Path | None  # where they are on this machine; None: they would be fetched
     host: str | None = None  # from which machine
+    place: Path | None = None  # where they would be kept
+    fetch: str | None = None  # the command that fetches them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,3 +119,11 @@ def delete_folder(folder: Path) -> None:
 
 def _list(steps: list[int]) -> str:
     return ", ".join(str(s) for s in steps[-5:])
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -30,12 +30,14 @@ def cached(url: str) -> Path | None:
 
     The rule is that of `openpi.shared.download`, whose own function makes the folder.
     """
-    parsed = urlparse(url)
-    if not parsed.scheme:
-        path = Path(url).resolve()
-        return path if path.exists() else None
-    path = cache_folder() / parsed.netloc / parsed.path.strip("/")
+    path = place_of(url)
     return path if path.exists() else None
+
+
+def place_of(url: str) -> Path:
+    """Where something lies, or would lie once it is fetched."""
+    parsed = urlparse(url)
+    return cache_folder() / parsed.netloc / parsed.path.strip("/") if parsed.scheme else Path(url).resolve()
 
 
 def cache_folder() -> Path:
@@ -94,8 +96,7 @@ def _or_missing(make: Any) -> Any:
         except NotCachedError as error:
             return MissingTokenizer(
                 f"the tokenizer is not here: {error.url} is not in {cache_folder()}",
-                f"where there is a network: {fetch_command(error.url)}; or copy the file to "
-                f"{cache_folder() / urlparse(error.url).netloc / urlparse(error.url).path.strip('/')}",
+                f"where there is a network: {fetch_command(error.url)}; or copy the file to {place_of(error.url)}",
             )
         except OSError as error:
             # transformers says so of a tokenizer on the Hub that is not in its cache.

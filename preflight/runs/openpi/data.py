@@ -9,7 +9,7 @@ import numpy as np
 
 from preflight.config.schema import DataConfig as OwnDataConfig
 from preflight.errors import DataError, NotCovered, PreflightError
-from preflight.runs.openpi.cache import MissingTokenizer, NotCachedError, cached, fetch_command, from_cache
+from preflight.runs.openpi.cache import MissingTokenizer, NotCachedError, cached, fetch_command, from_cache, place_of
 from preflight.runs.openpi.facts import FORMATS, facts_of
 from preflight.runs.openpi.install import openpi
 from preflight.runs.openpi.samples import OpenpiSamples, users_error
@@ -81,6 +81,11 @@ class OpenpiData:
             data, model = self.data_config(), self.config.model
             if root is not None and data.norm_stats is None:
                 found = self.statistics()
+                if found.remote is not None:
+                    raise DataError(
+                        f"the normalisation statistics {found.remote} are not on this machine",
+                        f"where there is a network: {fetch_command(found.remote)}",
+                    )
                 raise DataError(f"the normalisation statistics are missing: {found.path}", found.command)
             create, transform = openpi("training.data_loader", "create_torch_dataset", "transform_dataset")
             try:
@@ -108,10 +113,10 @@ class OpenpiData:
         if self.source() is None:
             return ()
         frames = self._raw_frames()
-        plain = self._transformed(frames.item(0))["image"]
+        plain = _made(self._transformed(frames.item(0)), "image")
 
         def seen(key: str) -> bool:
-            image = self._transformed(frames.item(0, shades={key: 0.5}))["image"]
+            image = _made(self._transformed(frames.item(0, shades={key: 0.5})), "image")
             return any(not np.array_equal(np.asarray(image[slot]), np.asarray(plain[slot])) for slot in plain)
 
         return tuple(key for key in frames.info.camera_keys if seen(key))
@@ -125,7 +130,7 @@ class OpenpiData:
         name = data.asset_id or data.repo_id
         url = f"{folder.rstrip('/')}/{name}"
         place = cached(url)
-        path = (place or Path(url)) / "norm_stats.json"
+        path = place_of(url) / "norm_stats.json"
         written = Path(self.config.assets_dirs) / str(data.repo_id) / "norm_stats.json"
         return Statistics(
             norm="quantile" if data.use_quantile_norm else "zscore",
@@ -140,7 +145,7 @@ class OpenpiData:
         """Through the repack and data transforms, with blank pictures."""
         raw = self._raw_frames()
         samples = [self._transformed(raw.item(int(frame))) for frame in frames]
-        return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in ("state", "actions")}
+        return {key: np.stack([np.asarray(_made(sample, key)) for sample in samples]) for key in ("state", "actions")}
 
     def prompts(self) -> dict[int, Prompt]:
         """Through all transforms up to the tokenizer, with blank pictures.
@@ -171,10 +176,10 @@ class OpenpiData:
             return Prompt(text=text, num_tokens=self._count(transform, text, sample))
         return Prompt(text=str(sample.get("prompt", "")), num_tokens=0)  # a model that reads none
 
-    def _count(self, transform: Any, text: str, sample: dict[str, Any]) -> int | None:
+    def _count(self, transform: Any, text: str, sample: dict[str, Any]) -> int:
         tokenizer = transform.tokenizer
         if isinstance(tokenizer, MissingTokenizer):
-            return None
+            raise tokenizer.error
         state = np.asarray(sample["state"]) if getattr(transform, "discrete_state_input", False) else None
         if not hasattr(transform, "discrete_state_input"):  # FAST: state and actions are tokens, too
             return int(np.sum(tokenizer.tokenize(text, np.asarray(sample["state"]), np.asarray(sample["actions"]))[1]))
@@ -255,6 +260,12 @@ def _hint_of(key: str, sample: dict[str, Any]) -> str:
     from preflight.data.metadata import nearest
 
     return nearest(key, tuple(str(name) for name in sample))
+
+
+def _made(sample: dict[str, Any], key: str) -> Any:
+    if key not in sample:
+        raise DataError(f"the repack and data transforms make no {key!r}", f"They make: {', '.join(map(str, sample))}")
+    return sample[key]
 
 
 def _leaves(structure: Any) -> list[str]:

@@ -87,7 +87,8 @@ def _imported(name: str) -> ModuleType:
     except UsageError:
         raise
     except Exception as error:
-        where = user_line(error)
+        # A file that cannot be read as Python has no line of its own in the traceback.
+        where = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else user_line(error)
         raise UsageError(
             f"openpi raises when {name} is imported: {one_line(error)}" + (f"\n  at {where}" if where else ""),
             "a config that is built there at import time fails: mend that line",

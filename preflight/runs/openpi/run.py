@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from preflight.config.convert import merge, parse_assignments
 from preflight.config.load import is_folder_name
 from preflight.errors import DataError, NotCovered, UsageError
-from preflight.runs.openpi.cache import NotCachedError, cached, fetch_command, from_cache
+from preflight.runs.openpi.cache import NotCachedError, cache_folder, cached, fetch_command, from_cache
 from preflight.runs.openpi.data import OpenpiData
 from preflight.runs.openpi.install import checkout, import_script, openpi
 from preflight.runs.openpi.samples import KEYS, users_error
@@ -92,7 +92,13 @@ class OpenpiRun(OpenpiData):
             return None
         parsed = urlparse(asked[0])
         host = {"gs": "storage.googleapis.com"}.get(parsed.scheme, parsed.netloc) if parsed.scheme else None
-        return Weights(name=asked[0], path=cached(asked[0]), host=host)
+        return Weights(
+            name=asked[0],
+            path=cached(asked[0]),
+            host=host,
+            place=cache_folder() if host else None,
+            fetch=fetch_command(asked[0]) if host else None,
+        )
 
     def weights_fit(self, params: dict[str, Any]) -> Fit | None:
         """The shapes in the checkpoint's metadata against the model's."""
@@ -167,7 +173,11 @@ class OpenpiRun(OpenpiData):
         before, _ = script.init_train_state(self.config, key, sharding.make_mesh(1), resume=True)
         batch = self.config.model.inputs_spec(batch_size=self.config.batch_size)
         step = functools.partial(script.train_step, self.config)
-        after, metrics = jax.eval_shape(step, key, before, batch)
+        result = jax.eval_shape(step, key, before, batch)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            many = f" of {len(result)}" if isinstance(result, tuple) else ""
+            raise TypeError(f"train_step gives a {type(result).__name__}{many} in the place of (state, metrics)")
+        after, metrics = result
         return ScriptStep(path=path, before=before, after=after, metrics=metrics)
 
     def branches(self) -> dict[str, Run]:

@@ -60,7 +60,7 @@ class OpenpiSamples:
 
 def users_error(what: str, error: Exception) -> DataError:
     """An error of the user's own transforms or config, with their line."""
-    where = user_line(error)
+    where = user_line(error, or_ours=False)
     return DataError(f"{what}: {one_line(error)}" + (f" (at {where})" if where else ""))
 
 
