@@ -4,11 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 # With an NVIDIA driver, jax gets its CUDA plugin.
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo ,cuda12)
+# openpi's versions in environments of their own. LEROBOT names a checkout of LeRobot, whose 0.1.0 is a commit; OPENPI one
+# of openpi, which gets an environment apart, because beside it a config's name may mean openpi's. Without LEROBOT, that
+# one takes LeRobot from where openpi's lock says, and the other goes without.
+PINS := .venv-openpi-pins
+WITH_OPENPI := $(PINS)/with-openpi
+PINS_INSTALL = $(BIN)/uv pip install --quiet --constraint constraints-openpi.txt --editable '.[dev]'
 # An inherited setting would make every process compile torch's and jax's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format docs bench-static clean
+.PHONY: help setup demo test test-openpi-pins format docs bench-static clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,6 +30,10 @@ test: $(VENV)/.installed-dev ## Lint, types, layers and every test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
 	$(BIN)/pytest -n 2
+
+test-openpi-pins: $(PINS)/.installed$(if $(LEROBOT),-lerobot) $(if $(OPENPI),$(WITH_OPENPI)/.installed) ## The tests on openpi's versions; LEROBOT=DIR, OPENPI=DIR: and code
+	$(PINS)/bin/pytest -n 2 $(if $(OPENPI),-m 'not openpi')
+	$(if $(OPENPI),$(WITH_OPENPI)/bin/pytest -n 2 -m openpi)
 
 format: $(VENV)/.installed-dev ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -49,5 +59,27 @@ $(VENV)/.installed-dev: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev$(ACCELERATOR)]'
 	@touch $@ $(VENV)/.installed
 
-clean: ## Remove the environment and what tools left
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+$(PINS)/bin/python $(WITH_OPENPI)/bin/python: | $(BIN)/uv
+	$(BIN)/uv venv --quiet --python 3.11 $(@:/bin/python=)
+
+$(PINS)/.installed: $(PINS)/bin/python pyproject.toml constraints-openpi.txt
+	echo lerobot > $(PINS)/elsewhere.txt
+	$(PINS_INSTALL) --python $(PINS)/bin/python --excludes $(PINS)/elsewhere.txt
+	@touch $@
+
+$(PINS)/.installed-lerobot: $(PINS)/.installed
+	$(PINS_INSTALL) --python $(PINS)/bin/python '$(LEROBOT)'
+	@touch $@
+
+# Compiled at once: under pytest a warning about a dependency's source is an error.
+$(WITH_OPENPI)/.installed: $(PINS)/.installed $(WITH_OPENPI)/bin/python
+	$(BIN)/uv export --quiet --project '$(OPENPI)' --frozen --no-dev --no-hashes --no-emit-workspace \
+	  $(if $(LEROBOT),--no-emit-package lerobot) --output-file $(WITH_OPENPI)/lock.txt
+	$(BIN)/uv pip install --quiet --python $(WITH_OPENPI)/bin/python --no-deps --compile-bytecode \
+	  --requirement $(WITH_OPENPI)/lock.txt --editable '$(OPENPI)' --editable '$(OPENPI)/packages/openpi-client' \
+	  $(if $(LEROBOT),'$(LEROBOT)')
+	$(PINS_INSTALL) --python $(WITH_OPENPI)/bin/python
+	@touch $@
+
+clean: ## Remove the environments and what tools left
+	rm -rf $(VENV) $(PINS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

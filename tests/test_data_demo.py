@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,10 +22,15 @@ from preflight.data.demo_scene import CAMERAS, cameras, draw_frames
 from preflight.errors import EXIT_USAGE, PreflightError, UsageError
 
 TINY = {"episodes": 2, "resolution": (96, 128), "frames_per_episode": 20}
+# LeRobot 0.1.0 leaves each picture that it encodes to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <_io.FileIO name='.*/frame_\d+.png':pytest.PytestUnraisableExceptionWarning"
+)
+needs_lerobot = pytest.mark.usefixtures("lerobot")
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(lerobot, tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "tiny"
     seen = []
     demo.write_demo_dataset(root, **TINY, progress=lambda done, total: seen.append((done, total)))
@@ -45,17 +51,18 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_lerobot_reads_it_back(tiny, tmp_path):
+def test_lerobot_reads_it_back(lerobot, tiny, tmp_path):
     code = f"""
 import errno
 import json
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from {lerobot}.lerobot_dataset import LeRobotDataset
 dataset = LeRobotDataset({"preflight/lighter-cup-demo"!r}, root={str(tiny)!r}, video_backend="pyav")
 meta = dataset.meta
 row = dataset.hf_dataset[25]
 print(json.dumps({{
     "fps": meta.fps, "episodes": meta.total_episodes, "frames": meta.total_frames, "cameras": meta.video_keys,
-    "tasks": list(meta.tasks.index), "names": meta.features["action"]["names"], "length": len(dataset),
+    "tasks": list(meta.tasks.values() if isinstance(meta.tasks, dict) else meta.tasks.index),
+    "names": meta.features["action"]["names"], "length": len(dataset),
     "shape": meta.features["observation.images.cam_high"]["shape"], "state": row["observation.state"].tolist(),
     "at": [int(row["episode_index"]), int(row["frame_index"]), float(row["timestamp"])],
 }}))
@@ -104,6 +111,8 @@ def test_videos_show_what_was_drawn(tiny):
 
 
 def test_pixel_statistics_are_right(tiny):
+    if not (tiny / "meta" / "stats.json").exists():
+        pytest.skip("before format v3.0 LeRobot keeps statistics by episode, of some of the frames")
     # LeRobot 0.4.4 by itself overflows uint8 here: its standard deviations are off by a factor.
     stats = json.loads((tiny / "meta" / "stats.json").read_text())
     for camera in CAMERAS:
@@ -233,6 +242,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_lerobot
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), ZeroDivisionError()])
 def test_an_interrupted_write_leaves_nothing(tmp_path, interruption):
     before = threading.enumerate()
@@ -250,6 +260,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, interruption):
     assert left == []
 
 
+@needs_lerobot
 def test_a_killed_write_is_no_dataset_and_is_cleaned_up(tmp_path):
     code = f"""
 import os, signal
@@ -289,14 +300,14 @@ def test_other_troubles_are_named():
     assert explain(RuntimeError("odd"), Path("/d")).message == "/d could not be written: odd."
 
 
-def test_an_encoder_that_cannot_write_stops_the_write(tmp_path):
+def test_an_encoder_that_cannot_write_stops_the_write(lerobot, tmp_path):
     # A limit on the size of files stops it in the middle of a video, as a full disk does.
     code = f"""
 import resource
 from pathlib import Path
 from preflight.data import demo
 from preflight.errors import PreflightError
-import lerobot.datasets.lerobot_dataset
+import {lerobot}.lerobot_dataset
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 try:
     demo.write_demo_dataset(Path({str(tmp_path)!r}) / "data", episodes=2, resolution=(96, 128), frames_per_episode=20)
@@ -304,12 +315,18 @@ except PreflightError as error:
     print("SAID", error.message)
 """
     done = run(code)
-    assert done.stdout == f"SAID {tmp_path}/data cannot be written: a file grew larger than is allowed here.\n", (
-        done.stderr
-    )
+    said = f"SAID {tmp_path}/data cannot be written: a file grew larger than is allowed here.\n"
+    if lerobot == "lerobot.common.datasets":
+        # It writes pictures first, prints each that it cannot write, and misses the first when it encodes them.
+        missing = ".*/observation.images.cam_high/episode_000000/frame_000000.png"
+        said = rf"(Error writing image .*\n)*SAID {tmp_path}/data could not be written: .*No such file.*{missing}'\.\n"
+    else:
+        said = re.escape(said)
+    assert re.fullmatch(said, done.stdout), done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_lerobot
 def test_two_processes_at_once_make_one_and_say_nothing(tmp_path):
     code = """
 from preflight.data import demo

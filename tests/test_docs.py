@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ def generated(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["commands.md", "checks.md"])
+OTHER_TYPER = pytest.mark.skipif(
+    f"typer=={version('typer')}" not in (ROOT / "constraints.txt").read_text().splitlines(),
+    reason="each version of typer words --help its own way; the page is that of constraints.txt's",
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param("commands.md", marks=OTHER_TYPER), "checks.md"])
 def test_generated_pages_are_up_to_date(generated, name):
     assert (ROOT / "docs" / name).read_text() == (generated / name).read_text(), "run `make docs`"
 

@@ -13,6 +13,7 @@ from preflight.errors import DataError, UsageError
 from preflight.models.pi0 import batch_spec
 from preflight.runs import load_run
 from preflight.runs.protocol import Prompt
+from preflight.training.state import trainable
 
 TROSSEN = "pi0_lighter_cup_trossen"
 LORA = ("model.paligemma_variant=gemma_2b_lora", "model.action_expert_variant=gemma_300m_lora")
@@ -23,7 +24,7 @@ def parameters(run):
 
 
 def trained(run):
-    return flat(nnx.split_state(parameters(run), run.trainable(), ...)[0]).keys()
+    return flat(trainable(run, parameters(run))).keys()
 
 
 @pytest.mark.parametrize("assignments", [(), LORA, ("model.pi05=true", *LORA[1:]), ("freeze=['.*img.*']",)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -287,7 +288,9 @@ def test_ema_is_logged_averaged_and_served(tmp_path):
             for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema_params), strict=True)
         )
     )
-    assert records(summary.folder)[-1]["ema_distance"] == pytest.approx(distance, rel=1e-4)
+    # Without vectors, see conftest, the CPU adds up float32 one by one.
+    rel = 1e-3 if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ else 1e-4
+    assert records(summary.folder)[-1]["ema_distance"] == pytest.approx(distance, rel=rel)
     assert distance > 0
 
 
