@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # With an NVIDIA driver, jax gets its CUDA plugin.
 ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo ,cuda12)
-# openpi's versions in environments of their own. LEROBOT names a checkout of LeRobot, whose 0.1.0 is a commit; OPENPI one
-# of openpi, which gets an environment apart, because beside it a config's name may mean openpi's. Without LEROBOT, that
-# one takes LeRobot from where openpi's lock says, and the other goes without.
+# Environments with openpi's versions. LEROBOT names a checkout of LeRobot, whose 0.1.0 is a commit, and OPENPI one of
+# openpi, which gets an environment apart: beside it a config's name may mean openpi's. Without LEROBOT, that environment
+# takes LeRobot from where openpi's lock says, and the other goes without.
 PINS := .venv-openpi-pins
 WITH_OPENPI := $(PINS)/with-openpi
 PINS_INSTALL = $(BIN)/uv pip install --quiet --constraint constraints-openpi.txt --editable '.[dev]'

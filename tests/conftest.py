@@ -35,7 +35,7 @@ else:
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes and dtypes at the public boundaries of what runs on the device. Not beside openpi, which makes jaxtyping read all
+# Shapes and dtypes at the public boundaries of what runs on the device. Not beside openpi: it makes jaxtyping read all
 # its callers' source for each dataclass that it checks: seconds for a model's parameters.
 for package in ("preflight.models", "preflight.training"):
     if package in sys.modules:

@@ -104,8 +104,8 @@ def test_a_file_in_another_place_is_named_with_what_mends_it():
 
 def test_a_file_that_would_be_fetched_is_no_pass():
     outcome = said(given(None, remote="gs://openpi-assets/checkpoints/pi0_base/assets/trossen"))
-    assert outcome.status == "skip"
-    assert "would fetch them from gs://openpi-assets" in outcome.summary
+    assert outcome.status == "fail"
+    assert "openpi would fetch them from gs://openpi-assets" in outcome.summary
 
 
 def test_statistics_of_too_few_dimensions_trip_it_alone(tmp_path):

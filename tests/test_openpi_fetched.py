@@ -227,7 +227,7 @@ def test_released_statistics_that_are_not_cached(user, tmp_path):
     assert found.stats is None
     assert found.remote == "gs://openpi-assets/checkpoints/pi0_base/assets/trossen"
     outcome = outcome_of("data.norm-stats", CheckContext(run=run, probes=HEALTHY))
-    assert outcome.status == "skip"
+    assert outcome.status == "fail"
     assert found.remote in outcome.summary
     assert found.path.is_relative_to(user.home["OPENPI_DATA_HOME"])  # where it will be
     with pytest.raises(DataError, match=f"the normalisation statistics {found.remote} are not on this machine"):
