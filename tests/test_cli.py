@@ -59,7 +59,7 @@ def test_the_version_is_the_distributions(tmp_path):
     ("words", "said"),
     [
         (["check", "pi0_lighter_cup_dem"], "did you mean 'pi0_lighter_cup_demo'?"),
-        (["check", "--stack", "opnpi"], "unknown stack 'opnpi'\n  hint: valid: auto, native, openpi"),
+        (["check", "--stack", "opnpi"], "did you mean 'openpi'?\n  hint: valid: auto, native, openpi"),
         (["check", "--set", "bach_size=3"], "did you mean 'batch_size'?"),
         (["check", "--only", "grad.has-ax"], "--only grad.has-ax matches no check\n  hint: Did you mean grad.has-aux?"),
         (["check", "--ignore", "config.epochs"], "--ignore config.epochs gives no reason"),

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,7 +82,9 @@ def openpi(module: str, *names: str) -> Any:
 
 def _imported(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # openpi's and its dependencies': under `python -W error` none would load
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise _missing(name, error) from error
     except UsageError:
