@@ -209,7 +209,8 @@ def test_the_checkouts_own_script_is_launched_with_telemetry(lab):
     made = folder / "checkpoints" / "g1_small_fake" / "theirs"
     assert (made / "1" / "params").is_dir()
     samples = [json.loads(line) for line in (made / "telemetry.jsonl").read_text().splitlines()]
-    assert samples[0]["tree"]["pss_bytes"] > 100 * 2**20
+    memory = [sample["tree"]["pss_bytes"] for sample in samples if "pss_bytes" in (sample["tree"] or {})]
+    assert max(memory) > 500 * 2**20  # the script's own process, not only its start
     assert "--num_train_steps=2" in done.stdout
 
 
