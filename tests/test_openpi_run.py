@@ -1,6 +1,8 @@
 """A run of openpi's: its facts, overrides, keys, loss, parameters, samples and prompts, against openpi itself."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -261,3 +263,15 @@ def test_the_other_branches(user, tmp_path):
     assert (small.facts.batch_size, small.facts.settings["model.paligemma_variant"]) == (2, "dummy")
     with pytest.raises(NotCovered, match="no small model with adapters"):
         branches["LoRA on"].at_small_size()
+
+
+def test_checks_side_by_side_do_not_meet_in_openpis_switch_of_type_checks(user, tmp_path):
+    # openpi turns the whole process's type checks off and on: without a lock, 9 of these 800 failed.
+    run, interval = load(tmp_path), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            specs = list(pool.map(lambda _: run.batch_spec(2), range(800)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(spec["state"].shape == (2, 32) for spec in specs)

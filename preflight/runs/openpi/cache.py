@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from preflight.errors import DataError
-from preflight.runs.openpi.install import openpi
-
-# Modules of openpi are changed for a moment, and checks run side by side.
-_LOCK = threading.RLock()
+from preflight.runs.openpi.install import ONE_AT_A_TIME, openpi
 
 
 class NotCachedError(FileNotFoundError):
@@ -76,7 +72,7 @@ def from_cache(*, stop_at_first: bool = False) -> Iterator[list[str]]:
             raise NotCachedError(str(url))
         return path
 
-    with _LOCK, contextlib.ExitStack() as changed:
+    with ONE_AT_A_TIME, contextlib.ExitStack() as changed:
         _replace(changed, download, "maybe_download", maybe_download)
         for name in ("PaligemmaTokenizer", "FASTTokenizer"):
             if hasattr(tokenizers, name):

@@ -11,7 +11,7 @@ from preflight.config.schema import DataConfig as OwnDataConfig
 from preflight.errors import DataError, NotCovered, PreflightError
 from preflight.runs.openpi.cache import MissingTokenizer, NotCachedError, cached, fetch_command, from_cache, place_of
 from preflight.runs.openpi.facts import FORMATS, facts_of
-from preflight.runs.openpi.install import openpi
+from preflight.runs.openpi.install import ONE_AT_A_TIME, openpi
 from preflight.runs.openpi.samples import OpenpiSamples, users_error
 from preflight.runs.protocol import Prompt, Statistics
 
@@ -89,7 +89,8 @@ class OpenpiData:
                 raise DataError(f"the normalisation statistics are missing: {found.path}", found.command)
             create, transform = openpi("training.data_loader", "create_torch_dataset", "transform_dataset")
             try:
-                raw = create(data, model.action_horizon, model)
+                with ONE_AT_A_TIME:
+                    raw = create(data, model.action_horizon, model)
                 self._dataset = OpenpiSamples(transform(raw, data), root)
             except Exception as error:
                 raise users_error("openpi cannot open the dataset", error) from error

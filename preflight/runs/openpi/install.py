@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,11 @@ from preflight.errors import UsageError
 
 # The openpi that this module was written against.
 KNOWN = "openpi of June 2026"
+
+# Checks run side by side, and some of openpi's switches are the whole process's: to describe its inputs, which a model
+# also does while it is made, it turns its type checks off and on again, and a second thread in the middle of that would
+# find them on.
+ONE_AT_A_TIME = threading.RLock()
 
 _INSTALL = (
     "run preflight where openpi runs: in a checkout, `uv sync`, then `uv pip install robot-preflight` and `uv run "

@@ -12,7 +12,7 @@ from preflight.config.load import is_folder_name
 from preflight.errors import DataError, NotCovered, UsageError
 from preflight.runs.openpi.cache import NotCachedError, cache_folder, cached, fetch_command, from_cache
 from preflight.runs.openpi.data import OpenpiData
-from preflight.runs.openpi.install import checkout, import_script, openpi
+from preflight.runs.openpi.install import ONE_AT_A_TIME, checkout, import_script, openpi
 from preflight.runs.openpi.samples import KEYS, users_error
 from preflight.runs.protocol import Batch, Run, ScriptStep, Weights
 from preflight.suggest import unknown
@@ -38,7 +38,8 @@ class OpenpiRun(OpenpiData):
 
     def batch_spec(self, batch_size: int) -> Batch:
         """From the model's `inputs_spec`."""
-        observation, actions = self.config.model.inputs_spec(batch_size=batch_size)
+        with ONE_AT_A_TIME:
+            observation, actions = self.config.model.inputs_spec(batch_size=batch_size)
         fields = {
             "image": dict(observation.images),
             "image_mask": dict(observation.image_masks),
@@ -50,7 +51,8 @@ class OpenpiRun(OpenpiData):
 
     def create_model(self, rng: jax.Array) -> nnx.Module:
         """The config's model."""
-        return self.config.model.create(rng)
+        with ONE_AT_A_TIME:
+            return self.config.model.create(rng)
 
     def compute_loss(self, model: nnx.Module, rng: jax.Array, batch: Batch, *, train: bool) -> Float[Array, "b h"]:
         """The loss of openpi's model; [b] for pi0-FAST."""
@@ -170,8 +172,9 @@ class OpenpiRun(OpenpiData):
         sharding = openpi("training.sharding")
         key = jax.random.key(self.config.seed)
         # Resuming, it gives the state's shapes and loads nothing. On one device: how it is divided changes no shape.
-        before, _ = script.init_train_state(self.config, key, sharding.make_mesh(1), resume=True)
-        batch = self.config.model.inputs_spec(batch_size=self.config.batch_size)
+        with ONE_AT_A_TIME:
+            before, _ = script.init_train_state(self.config, key, sharding.make_mesh(1), resume=True)
+            batch = self.config.model.inputs_spec(batch_size=self.config.batch_size)
         step = functools.partial(script.train_step, self.config)
         result = jax.eval_shape(step, key, before, batch)
         if not (isinstance(result, tuple) and len(result) == 2):
