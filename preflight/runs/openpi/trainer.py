@@ -62,7 +62,7 @@ def _option(key: str, value: Any) -> list[str]:
     return [f"--{key}={value}"]
 
 
-def launch(command: list[str], folder: Path, *, clearance: dict[str, Any] | None, environment: dict[str, str]) -> int:
+def launch(command: list[str], folder: Path, *, clearance: dict[str, Any] | None, environment: dict[str, str]) -> None:
     """Runs the script to its end; Ctrl-C and SIGTERM reach it, and it is waited for.
 
     Args:
@@ -71,9 +71,6 @@ def launch(command: list[str], folder: Path, *, clearance: dict[str, Any] | None
             `telemetry.jsonl` are written there once it has.
         clearance: The checklist's document.
         environment: Variables for the script that are set where the user has not set them.
-
-    Returns:
-        The script's exit code.
 
     Raises:
         PreflightError: It was killed, or ended with an error.
@@ -116,4 +113,3 @@ def launch(command: list[str], folder: Path, *, clearance: dict[str, Any] | None
         raise PreflightError(f"{command[1]} was killed by {name}", hint)
     if process.returncode:
         raise PreflightError(f"{command[1]} ended with exit code {process.returncode}", "its own lines are above")
-    return process.returncode
