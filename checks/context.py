@@ -57,12 +57,15 @@ class CheckContext:
     """
 
     run: Run
+    level: str = "standard"  # "full" where a check may look at everything instead of a part
     target: Target | None = None  # the GPU to judge the run for, None for what is present
     expect: Mapping[str, Any] = field(default_factory=dict)  # dotted config key -> the value it must have
     folder: Path | None = None  # the run folder of a training that is about to start
     overwrite: bool = False
     resume: bool = False
     probes: Probes = Probes()
+    # Told what a long pass goes through, how many it has been through and of how many; from any thread.
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
     _locks: dict[str, threading.Lock] = field(default_factory=dict, repr=False)
 

@@ -1,130 +1,13 @@
-"""`data.*`: the dataset is there, and a sample of it is what the model expects."""
+"""`data.*`: the dataset is there, and what is in it can be trained on."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from checks import data_features, data_norm_stats, data_prompts, data_version
-from checks.context import CheckContext
-from preflight.checklist import Check, Hint, Outcome, failed, passed
-from preflight.data.metadata import read_info
-
-
-def _present(context: CheckContext) -> Outcome:
-    from preflight.data.episodes import missing_files, read_episodes
-
-    root = context.run.source()
-    if root is None:
-        return passed(f"no dataset is read: the run makes up its {len(context.run.dataset()):,} samples")
-    info = read_info(root)
-    episodes = read_episodes(info)
-    missing = missing_files(info, episodes, info.camera_keys)
-    measured = {
-        "root": str(root),
-        "codebase_version": info.codebase_version,
-        "episodes": info.total_episodes,
-        "frames": info.total_frames,
-        "missing_files": len(missing),
-    }
-    if missing:
-        return failed(
-            f"{len(missing)} of the dataset's files are missing or empty, the first: {missing[0]}",
-            measured=measured,
-            evidence=tuple(str(path) for path in missing[:10]),
-            hint=Hint(text="fetch the dataset again; where it lies in a Git checkout: git lfs pull"),
-        )
-    return passed(
-        f"LeRobot {info.codebase_version} at {root}: {info.total_episodes} episodes, {info.total_frames:,} frames, "
-        f"{len(info.camera_keys)} camera(s), every file is there",
-        measured=measured,
-    )
-
-
-def _sample(context: CheckContext) -> Outcome:
-    import numpy as np
-
-    dataset = context.run.dataset()
-    picked = sorted({0, len(dataset) // 2, len(dataset) - 1})
-    spec, made_up = context.run.batch_spec(1), context.run.source() is None
-    problems: list[str] = []
-    ranges: dict[str, Any] = {}
-    for index in picked:
-        sample = dataset[index]
-        wanted, found = _flatten(spec), _flatten(sample)
-        problems += [f"sample {index}: {key} is missing" for key in sorted(wanted.keys() - found.keys())]
-        for key in wanted.keys() & found.keys():
-            value = np.asarray(found[key])
-            shape, dtype = tuple(wanted[key].shape[1:]), np.dtype(wanted[key].dtype)
-            if value.shape != shape:
-                problems.append(f"sample {index}: {key} has shape {list(value.shape)}, the model wants {list(shape)}")
-            elif value.dtype != dtype and not (key.startswith("image/") and value.dtype == np.uint8):
-                problems.append(f"sample {index}: {key} is {value.dtype}, the model wants {dtype}")
-            elif value.dtype.kind == "f":
-                if not np.isfinite(value).all():
-                    problems.append(f"sample {index}: {key} holds {int((~np.isfinite(value)).sum())} NaN or inf")
-                else:
-                    low, high = ranges.get(key, (np.inf, -np.inf))
-                    ranges[key] = (min(low, float(value.min())), max(high, float(value.max())))
-        seen = [slot for slot, mask in sample["image_mask"].items() if mask]
-        if made_up:
-            continue  # no camera is meant to show something
-        if not seen:
-            problems.append(f"sample {index}: every camera is masked out, the model would train blind")
-        problems += [
-            f"sample {index}: {slot} is one flat colour"
-            for slot in seen
-            if np.ptp(np.asarray(sample["image"][slot])) == 0
-        ]
-    measured = {key: {"min": round(low, 4), "max": round(high, 4)} for key, (low, high) in ranges.items()}
-    if problems:
-        return failed(
-            problems[0],
-            measured=measured,
-            evidence=tuple(problems[:10]),
-            hint=Hint(text="look at [data] of the config: cameras, state, actions, norm"),
-        )
-    cameras = ", ".join(slot for slot, mask in sample["image_mask"].items() if mask or made_up)
-    span = "; ".join(f"{key} {low:.2f} … {high:.2f}" for key, (low, high) in sorted(ranges.items()))
-    return passed(
-        f"samples {', '.join(map(str, picked))} fit the model: {cameras}; normalised {span}", measured=measured
-    )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}/{key}" if prefix else key)
-    return flat
-
+from checks import data_features, data_metadata, data_norm_stats, data_present, data_prompts, data_sample, data_version
 
 CHECKS = (
     data_version.CHECK,
-    Check(
-        id="data.present",
-        title="The dataset is where the config says",
-        level="quick",
-        severity="fail",
-        failures=("F14", "F15", "F21"),
-        timeout_s=180,  # making the demo dataset on first use is part of it
-        run=_present,
-        doc="Reads meta/info.json and the episode list and looks for every parquet and video file they name, "
-        "without torch, LeRobot or the Hub. A missing local file otherwise shows up as a Hub error (401, 404).",
-    ),
+    data_present.CHECK,
+    data_metadata.CHECK,
     data_features.CHECK,
     data_prompts.CHECK,
     data_norm_stats.CHECK,
-    Check(
-        id="data.sample",
-        title="A sample is what the model expects",
-        level="standard",
-        severity="fail",
-        requires=("data.present", "data.version", "data.features", "data.prompts", "data.norm-stats"),
-        failures=("F22", "F30", "F31"),
-        timeout_s=120,
-        run=_sample,
-        doc="Takes the first, the middle and the last sample through every transform (decode, resize, delta actions, "
-        "normalisation, tokens, padding) and compares shapes, dtypes and values with the model's batch.",
-    ),
+    data_sample.CHECK,
 )

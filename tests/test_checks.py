@@ -45,7 +45,7 @@ def test_a_healthy_run_is_silent():
         "storage.resume",
     }
     assert "gradients exactly the trainable tree" in results["grad.has-aux"].outcome.summary
-    assert "every file is there" in results["data.present"].outcome.summary
+    assert "every file is there" in results["data.metadata"].outcome.summary
     assert "2 passes" not in results["config.epochs"].outcome.summary
     assert results["config.epochs"].outcome.summary == "10 passes over 498 frames"
 
@@ -154,16 +154,16 @@ def dataset(tmp_path):
     return copy
 
 
-def test_a_missing_video_trips_data_present_and_blocks_the_rest(dataset):
+def test_a_missing_video_trips_data_metadata_and_blocks_the_rest(dataset):
     video = next(dataset.rglob("*.mp4"))
     video.unlink()
     results = run_all(context(f"data.root={dataset}"))
-    assert spoken(results) == {"data.present"}
-    outcome = results["data.present"].outcome
+    assert spoken(results) == {"data.metadata"}
+    outcome = results["data.metadata"].outcome
     assert str(video) in outcome.summary
     assert outcome.evidence == (str(video),)
     for blocked in ("config.batch", "config.epochs", "data.sample"):
-        assert results[blocked].outcome.summary == "blocked by data.present"
+        assert results[blocked].outcome.summary == "blocked by data.metadata"
 
 
 def test_a_nan_in_the_state_trips_data_norm_stats(dataset):

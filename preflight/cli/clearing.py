@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,9 @@ def clear(
     from preflight.telemetry.environment import environment
 
     started_at, began = datetime.now(UTC), time.perf_counter()
+    context = dataclasses.replace(context, level=level)
+    if report is not None:
+        context = dataclasses.replace(context, progress=report.progress)
     if any(check.level != "quick" for check in selection.checks):
         _import_heavy(context)
     results = run_checks(

@@ -1,6 +1,7 @@
 """The checklist as a person reads it, printed while it runs."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -29,6 +30,8 @@ _WIDEST_ID = 28  # a longer id has its summary beneath it
 _NARROWEST_SUMMARY = 30  # with fewer columns left than this, all summaries go beneath their ids
 _EVIDENCE_LINES = 12
 _SHOWN_DURATION_S = 1.0
+_PROGRESS_EVERY_S = 0.1
+_BAR = 24  # columns
 
 
 class TextReport:
@@ -63,12 +66,29 @@ class TextReport:
         self._category: str | None = None
         self._running: str | None = None
         self._results: list[Result] = []
+        self._progress_shown = 0.0
 
     def on_start(self, check: Check[Any]) -> None:
         """Show on the status line that it is running."""
         self._print_heading()
         self._running = check.id
         self._status.show(f"running {check.id} ...")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show on the status line how far a check is; from any thread, as often as it likes.
+
+        Args:
+            what: What it goes through, as in "videos".
+            done: How many it has been through.
+            total: Of how many.
+        """
+        now = time.monotonic()
+        if now - self._progress_shown < _PROGRESS_EVERY_S and done < total:
+            return
+        self._progress_shown = now
+        filled = round(_BAR * done / max(total, 1))
+        bar = "#" * filled + "-" * (_BAR - filled)
+        self._status.show(f"{what} [{bar}] {done:,} of {total:,}")
 
     def on_result(self, result: Result) -> None:
         """Print the result, under the heading of its category."""
