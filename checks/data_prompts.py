@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from checks.context import CheckContext, with_settings
-from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
+from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.data.metadata import DatasetInfo, read_info
 
 if TYPE_CHECKING:
@@ -56,16 +56,7 @@ def _prompts(context: CheckContext) -> Outcome:
                 text="write the tasks' texts into the dataset's meta/tasks file, or set one prompt for all frames"
             ),
         )
-    counts = {index: count for index in used if (count := prompts[index].num_tokens) is not None}
-    if len(counts) < len(used):
-        return skipped(
-            f"{len(used)} task(s) have a prompt, but its tokens could not be counted: the tokenizer is not on this "
-            "machine",
-            measured=measured,
-            hint=Hint(
-                text="fetch the tokenizer before the run starts; it would be fetched while the dataset is opened"
-            ),
-        )
+    counts = {index: prompts[index].num_tokens for index in used}
     return _length(context, prompts, counts, measured)
 
 

@@ -84,7 +84,7 @@ class Prompt:
     """What the model is told with the frames of one task."""
 
     text: str | None  # None: nothing, and a sample cannot be made
-    num_tokens: int | None  # before any is cut off; None: the tokenizer is not here
+    num_tokens: int  # before any is cut off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class Run(Protocol):
         """The prompt of every task of the dataset, by its index; with a state of full length where it takes one in.
 
         Raises:
-            DataError: The dataset lacks what the transforms ask for.
+            DataError: The dataset lacks what the transforms ask for, or the tokenizer is not on this machine.
         """
         ...
 

@@ -172,7 +172,7 @@ class OpenpiData:
                 sample = _apply(transform, sample)
                 continue
             if (prompt := sample.get("prompt")) is None:
-                return Prompt(text=None, num_tokens=None)
+                return Prompt(text=None, num_tokens=0)
             text = prompt if isinstance(prompt, str) else str(np.asarray(prompt).item())
             return Prompt(text=text, num_tokens=self._count(transform, text, sample))
         return Prompt(text=str(sample.get("prompt", "")), num_tokens=0)  # a model that reads none
