@@ -53,6 +53,15 @@ def check(
             "--output", metavar="FILE", help="Write the result there instead of to stdout.", show_default=False
         ),
     ] = None,
+    contact_sheet: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--contact-sheet",
+            metavar="FILE.png",
+            help="Draw some samples as the model receives them: pictures, prompts, ranges.",
+            show_default=False,
+        ),
+    ] = None,
     openpi: OpenpiOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> int:
@@ -66,10 +75,12 @@ def check(
     from checks.context import CheckContext
     from preflight.checklist import select
     from preflight.cli.clearing import all_checks, clear, heading, ignores_of
+    from preflight.cli.contact_sheet import require_writable, write_contact_sheet
     from preflight.report.text import TextReport
 
     one_of("--format", format, FORMATS)
     one_of("--fail-on", fail_on, ("fail", "warn"))
+    require_writable(contact_sheet, output)
     checks = all_checks()
     selection = select(checks, level=level, only=only, skip=skip)
     run, project = open_run(config, stack, set_, openpi)
@@ -90,6 +101,8 @@ def check(
         if not text:
             stream.write(_render(format, document))
             stream.flush()
+    if contact_sheet is not None:
+        write_contact_sheet(run, contact_sheet)
     code = EXIT_CLEARED
     if document["verdict"] == "not-cleared":
         code = EXIT_NOT_CLEARED

@@ -29,11 +29,20 @@ def camera_views(batch: Batch) -> dict[str, np.ndarray]:
     for slot, images in batch["image"].items():
         if not np.asarray(batch["image_mask"][slot]).any():
             continue
-        pixels = np.asarray(images[:MAX_SAMPLES])
-        if pixels.dtype != np.uint8:
-            pixels = ((np.clip(pixels, -1, 1) + 1) * 127.5).round().astype(np.uint8)
-        views[slot] = np.concatenate(list(pixels), axis=1)
+        views[slot] = np.concatenate(list(to_uint8(np.asarray(images[:MAX_SAMPLES]))), axis=1)
     return views
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Pictures in the values that a screen shows, of the same shape.
+
+    Args:
+        images: uint8, given back as it is; or floats from -1 to 1, as pi0 takes them. What lies beyond is clipped, and
+            what is no number becomes black.
+    """
+    if images.dtype == np.uint8:
+        return images
+    return np.nan_to_num((np.clip(images, -1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
 def save_camera_views(views: dict[str, np.ndarray], folder: Path, step: int) -> Path:
