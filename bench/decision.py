@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bench.results import MemoryBudget, PointResult
+from bench.statistics import Estimate
 
 # Below this a difference in memory is not worth a word (MiB).
 _NOTABLE_MIB = 50.0
@@ -17,6 +18,7 @@ def decide(
     usable_cpus: float,
     demand_samples_per_s: float | None = None,
     not_measured: Mapping[int, str] | None = None,
+    samples: float | None = None,
 ) -> tuple[int, str]:
     """The number of workers to use and the reason, for a person to believe.
 
@@ -31,6 +33,8 @@ def decide(
         usable_cpus: Names the cause where more workers are slower.
         demand_samples_per_s: What the training step consumes, if known.
         not_measured: Numbers of workers that were left out, and why.
+        samples: How many the run will load, if known. Points are then compared by the time until the last of them,
+            the wait for the first batch included: more workers that start slowly do not pay in a short run.
     """
     if not points:
         raise ValueError("a decision needs at least one point")
@@ -43,12 +47,17 @@ def decide(
             f"{_size(max(0.0, memory.for_workers_mib))} is free ({memory.limit_source}); expect to run out of RAM."
         )
     candidates = [point for point in fitting if point.num_workers > 0] or fitting
-    best = max(candidates, key=lambda point: point.samples_per_s.median)
-    level = [point for point in candidates if point.samples_per_s.hi >= best.samples_per_s.lo]
+    fastest = max(candidates, key=lambda point: point.samples_per_s.median)
+    best = max(candidates, key=lambda point: _over_the_run(point, samples).median)
+    least = _over_the_run(best, samples).lo
+    level = [point for point in candidates if _over_the_run(point, samples).hi >= least]
     meeting = [point for point in level if _meets(point, demand_samples_per_s)]
     chosen = (meeting or level)[0]
 
-    sentences = [_main_clause(chosen, best, ordered)]
+    if best.num_workers == fastest.num_workers or samples is None:
+        sentences = [_main_clause(chosen, best, ordered)]
+    else:
+        sentences = [_short_run_clause(chosen, fastest, samples)]
     if demand_samples_per_s is not None:
         sentences.append(_demand_sentence(chosen, candidates, demand_samples_per_s))
     slower = [
@@ -77,6 +86,28 @@ def _fits(point: PointResult, memory: MemoryBudget) -> bool:
 
 def _meets(point: PointResult, demand: float | None) -> bool:
     return demand is None or point.samples_per_s.lo >= demand
+
+
+def _over_the_run(point: PointResult, samples: float | None) -> Estimate:
+    """Samples/s from the loader's start to the last of so many samples."""
+    rate = point.samples_per_s
+    if samples is None:
+        return rate
+
+    def slowed(per_s: float) -> float:
+        return samples / (point.first_batch_s + samples / per_s)
+
+    return Estimate(slowed(rate.median), slowed(rate.lo), slowed(rate.hi))
+
+
+def _short_run_clause(chosen: PointResult, fastest: PointResult, samples: float) -> str:
+    seconds = [samples / _over_the_run(point, samples).median for point in (chosen, fastest)]
+    return (
+        f"{_workers(chosen)}: the run's {samples:,.0f} samples are there after {seconds[0]:.0f} s, with "
+        f"{fastest.num_workers} after {seconds[1]:.0f} s: they load {fastest.samples_per_s} samples/s against "
+        f"{chosen.samples_per_s}, and take {fastest.first_batch_s:.1f} s to the first batch against "
+        f"{chosen.first_batch_s:.1f}."
+    )
 
 
 def _main_clause(chosen: PointResult, best: PointResult, ordered: Sequence[PointResult]) -> str:

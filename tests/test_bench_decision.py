@@ -135,6 +135,20 @@ def test_what_was_not_measured_is_said() -> None:
     )
 
 
+def test_workers_that_start_slowly_do_not_pay_in_a_short_run() -> None:
+    slow_start = dataclasses.replace(point(8, 700, 690, 710), first_batch_s=27.0)
+    points = [point(2, 200, 195, 205), slow_start]
+    assert decide(points, memory=ROOMY, usable_cpus=16, samples=3200) == (
+        2,
+        (
+            "2 workers: the run's 3,200 samples are there after 17 s, with 8 after 32 s: they load 700 [690, 710] "
+            "samples/s against 200 [195, 205], and take 27.0 s to the first batch against 1.0."
+        ),
+    )
+    assert decide(points, memory=ROOMY, usable_cpus=16, samples=640_000)[0] == 8
+    assert decide(points, memory=ROOMY, usable_cpus=16)[0] == 8
+
+
 @pytest.mark.parametrize(("limit_mib", "workers"), [(500.0, 0), (899.0, 1), (900.0, 2), (400.0, 0)])
 def test_workers_that_fit(limit_mib: float, workers: int) -> None:
     assert dataclasses.replace(ROOMY, limit_mib=limit_mib).max_workers == workers
