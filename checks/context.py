@@ -11,6 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from preflight.data.hub import HubDataset, ask_hub
 from preflight.runs import Run, command_line
 from preflight.telemetry.cpus import CpuCount, usable_cpus
 from preflight.telemetry.devices import PresentGpu, present_gpus
@@ -41,6 +42,7 @@ class Probes:
     disk_free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free  # bytes
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     unreachable: Callable[[str, int], str | None] = unreachable  # why a machine does not answer on a port
+    hub: Callable[[str], HubDataset | str] = ask_hub  # of a dataset's repo_id; a str says why it could not be asked
     compile: Callable[[LoweredStep, GpuSpec | str], StepMemory] = _compile  # for a GPU, "cuda" (the one here) or "cpu"
 
 

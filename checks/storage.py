@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from checks import storage_resume, storage_write, units
+from checks import storage_dataset_cache, storage_resume, storage_write, units
 from checks.context import CheckContext, with_settings
 from checks.trace import state_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
@@ -95,5 +95,6 @@ CHECKS = (
         doc="Bytes of one checkpoint (parameters, optimizer state, moving average: exact, from the traced "
         "shapes) times the checkpoints that keep_period keeps plus the one being written, against the free space.",
     ),
+    storage_dataset_cache.CHECK,
     storage_write.CHECK,
 )

@@ -47,7 +47,7 @@ class DataConfig:
     """Where the LeRobot dataset lies and how its columns feed the model."""
 
     root: Path | None = None  # the dataset's folder; neither root nor repo_id: the demo dataset
-    repo_id: str | None = None  # "user/name" below $HF_LEROBOT_HOME
+    repo_id: str | None = None  # "user/name" below $HF_LEROBOT_HOME or in the Hub's cache
     state: str = "observation.state"  # column with the robot's state
     actions: str = "action"  # column with the actions
     cameras: dict[str, str] = field(default_factory=dict)  # model slot -> dataset key; others are masked out
