@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from checks.context import CheckContext
-from preflight.checklist import Check, Hint, Outcome, failed, passed
+from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.data.metadata import read_info
 
 
 def _metadata(context: CheckContext) -> Outcome:
-    from preflight.data.episodes import missing_files, read_episodes
+    from preflight.data.integrity import find_problems
 
     root = context.run.source()
     if root is None:
         return passed("samples are made up without a dataset: it has no metadata")
     info = read_info(root)
-    episodes = read_episodes(info)
-    missing = missing_files(info, episodes, info.camera_keys)
-    measured = {"episodes": info.total_episodes, "frames": info.total_frames, "missing_files": len(missing)}
-    if missing:
-        return failed(
-            f"{len(missing)} of the dataset's files are missing or empty, the first: {missing[0]}",
+    problems = find_problems(info, lerobot_reads=context.run.facts.stack != "native", progress=context.progress)
+    fatal = [problem for problem in problems if problem.fatal]
+    measured = {
+        "episodes": info.total_episodes,
+        "frames": info.total_frames,
+        "problems": len(fatal),
+        "untidy": len(problems) - len(fatal),
+        "missing_files": sum(problem.unusable for problem in problems),
+    }
+    if not problems:
+        return passed(
+            f"{info.total_episodes:,} episodes, {info.total_frames:,} frames, {len(info.camera_keys)} camera(s): the "
+            "metadata agree with each other and with the files, and every file is there",
             measured=measured,
-            evidence=tuple(str(path) for path in missing[:10]),
-            hint=Hint(text="fetch the dataset again; where it lies in a Git checkout: git lfs pull"),
         )
-    return passed(
-        f"{info.total_episodes} episodes, {info.total_frames:,} frames, {len(info.camera_keys)} camera(s), every file "
-        "is there",
+    first, *others = problems
+    more = f"; and {len(others)} more" if others else ""
+    hint = next((problem.hint for problem in problems if problem.hint), None)
+    return (failed if fatal else warned)(
+        f"{first.message}{more}",
         measured=measured,
+        evidence=tuple(problem.message for problem in problems[:10]) if others else (),
+        hint=Hint(text=first.hint or hint or "repair the metadata, or fetch the dataset again"),
     )
 
 
@@ -37,9 +46,12 @@ CHECK = Check(
     level="quick",
     severity="fail",
     requires=("data.present", "data.version"),
-    failures=("F14", "F21"),
+    failures=("F14", "F20", "F21"),
     timeout_s=180,
     run=_metadata,
-    doc="Reads the episode list and looks for every parquet and video file that it names: missing, empty, a folder or "
-    "a Git LFS pointer. A missing local file otherwise shows up as a Hub error (401, 404).",
+    doc="Compares info.json, the lists of episodes and tasks, and the footer of every parquet file: episodes twice or "
+    "missing, lengths that do not add up, rows of another episode, columns of another type or width. Looks for every "
+    "parquet and video file that an episode names: missing, empty, a folder or a Git LFS pointer; a missing local file "
+    "otherwise shows up as a Hub error (401, 404). And for files that no episode names: LeRobot's reader takes a stray "
+    "parquet file for frames, without an error. Counts, splits and rates that nothing depends on are a warning.",
 )

@@ -152,3 +152,30 @@ def test_damaged_files(root, tmp_path):
     assert refusal(root, action=FLOAT).message == f"{path} is a Git LFS pointer, not the content"
     path.unlink()
     assert refusal(root, action=FLOAT).message == f"{path} is missing"
+
+
+def test_more_rows_than_frames_are_not_read(v30):
+    path = v30 / "data" / "chunk-000" / "file-000.parquet"
+    pq.write_table(pa.table({name: pa.nulls(10_000_000) for name in ("action", "episode_index")}), path)
+    message = f"{path} has 10000000 rows, but its 2 episode(s) have 498 frames"
+    assert refusal(v30, action=FLOAT).message == message
+
+
+def test_what_is_no_number_is_not_read_as_one(v30):
+    path = v30 / "data" / "chunk-000" / "file-000.parquet"
+    values = np.zeros(498)
+    values[7] = np.nan
+    replace_column(path, "task_index", pa.array(values))
+    message = f"{path}: column 'task_index' holds NaN or infinity where whole numbers are read"
+    assert refusal(v30, task_index=np.dtype(np.int64)).message == message
+    replace_column(path, "task_index", pa.array(values + 1e300))
+    assert np.isinf(read(v30, task_index=FLOAT)["task_index"]).sum() == 497
+
+
+def test_memory_that_is_not_there():
+    def allocate(shape, dtype):
+        raise MemoryError
+
+    info = read_info(V30)
+    with pytest.raises(DataError, match="a column of 498 frames takes 0 GiB of memory"):
+        read_columns(info, read_episodes(info), {"action": FLOAT}, allocate=allocate)

@@ -172,11 +172,130 @@ def test_unreadable_file_says_so(root):
         ({"data_path": "{chunk_index.__class__}"}, "data_path is not a usable template"),
         ({"data_path": "{0!r}"}, "data_path is not a usable template"),
         ({"data_path": ""}, "data_path is not a usable template"),
+        ({"data_path": "{file_index:٣d}"}, "data_path is not a usable template"),
+        ({"data_path": "{file_index:999d}"}, "data_path is not a usable template"),
+        ({"data_path": "a" * 5000}, "data_path has 5,000 characters, no path has as many"),
+        ({"video_path": "{video_key:03d}"}, "video_path gives a name a width in '{video_key:03d}'"),
+        ({"fps": float("nan")}, "fps must be positive, got nan"),
+        ({"fps": float("inf")}, "fps must be positive, got inf"),
+        ({"fps": 10**400}, "fps must be between 0.001 and 1e+06, got 1000"),
+        ({"fps": 5e-324}, "fps must be between 0.001 and 1e+06, got 5e-324"),
+        ({"total_frames": 10**18}, "total_frames must be at most 100,000,000,000, got 1000000000000000000"),
+        ({"total_frames": -1}, "total_frames must be positive, got -1"),
+        ({"total_frames": True}, "total_frames must be an integer, got a boolean"),
+        ({"total_frames": float("inf")}, "total_frames must be an integer, got inf"),
+        ({"total_episodes": 10**9}, "total_episodes must be at most 10,000,000, got 1000000000"),
+        ({"chunks_size": 10**30}, "chunks_size must be at most "),
+        ({"features": {"a": {"dtype": "int8", "shape": [True]}}}, "features['a'].shape must be a list of positive"),
+        (
+            {"features": {"a": {"dtype": "int8", "shape": [10**9, 9]}}},
+            "features['a'].shape has more than 1,000,000,000",
+        ),
+        ({"features": {"a": {"dtype": "int8", "shape": [1] * 99}}}, "features['a'].shape has more than 1,000,000,000"),
+        ({"features": {"\x1b[2J": {}}}, "features['\\x1b[2J'] is no name: it is too long or has control characters"),
+        ({"features": {"a" * 300: {}}}, "features['aaa"),
     ],
 )
 def test_wrong_info_is_refused(v30, changes, message):
     edit(v30, **changes)
     assert refusal(read_info, v30).message.removeprefix(f"{v30 / 'meta' / 'info.json'}: ").startswith(message)
+
+
+def test_json_that_is_no_metadata(root):
+    path = root / "meta" / "info.json"
+    content = path.read_text()
+    for text, said in (
+        ('{"fps": 30, "fps": 15}', ": the key 'fps' is given twice"),
+        ('{"fps": "\\ud83d"}', ": a text has half of a surrogate pair, which is no character"),
+        (f'{{"fps": {"9" * 5000}}}', ": a number has too many digits"),
+        ('{"a":' * 100_000, ": JSON nested too deeply to be metadata"),
+    ):
+        path.write_text(text)
+        assert refusal(read_info, root).message == f"{path}{said}"
+    path.write_text("\ufeff" + content)
+    error = refusal(read_info, root)
+    assert error.message.startswith(f"{path}, line 1, column 1: not valid JSON (Unexpected UTF-8 BOM")
+    subprocess.run(error.hint.removeprefix("Remove the byte order mark: "), shell=True, check=True)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_info(root).total_frames == 498
+    # Not a byte of it is on the disk; one gigabyte would have to be read.
+    os.truncate(path, 2**30)
+    said = f"{path} has 1,073,741,824 bytes, and no metadata has more than 67,108,864"
+    assert refusal(read_info, root).message == said
+
+
+def test_lists_that_do_not_end(v21):
+    info, path = read_info(v21), v21 / "meta" / "episodes.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(b"\r\n".join([*good.splitlines(), b"", b""]))
+    assert read_episodes(info).length.tolist() == [221, 277]
+    path.write_bytes(good.splitlines(keepends=True)[0] * 2000)
+    assert refusal(read_episodes, info).message == f"{path} has more than 1004 lines"
+    path.write_bytes(good + b"\n" * 2000)
+    assert refusal(read_episodes, info).message == f"{path} has more than 1000 blank lines"
+    path.write_bytes(good)
+    os.truncate(path, 2**30)
+    assert refusal(read_episodes, info).message == f"{path}, line 3 has more than 16,777,216 bytes"
+    path.write_bytes(good)
+    os.truncate(v21 / "meta" / "tasks.jsonl", 2**30)
+    assert " has 1,073,741,824 bytes, more than the 67,108,864 that are read " in refusal(read_episodes, info).message
+
+
+def test_only_a_newline_ends_a_line(v21):
+    path, text = v21 / "meta" / "tasks.jsonl", "Pick\u2028it\x85up."
+    path.write_text(json.dumps({"task_index": 0, "task": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_episodes(read_info(v21)).tasks == (text,)
+
+
+def test_bytes_that_are_no_text_are_placed(v21):
+    path = v21 / "meta" / "tasks.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(good + b'\n{"task_index": 1, "task": "\xff"}\n')
+    assert refusal(read_episodes, read_info(v21)).message == f"{path} is not UTF-8 text (byte {len(good) + 28})"
+
+
+def test_a_pipe_is_not_waited_for(v21):
+    path = v21 / "meta" / "info.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert refusal(read_info, v21).message == f"{path} is not a regular file"
+
+
+def test_v30_numbers_that_are_none(v30):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = v30 / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+
+    def refused(name, values):
+        column = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(column, name, values), path)
+        return refusal(read_episodes, read_info(v30)).message.removeprefix(str(path))
+
+    assert refused("length", pa.array([221, np.nan])) == ", row 1: column 'length' is nan"
+    assert refused("length", pa.array([221.0, 276.5])) == ", row 1: column 'length' is 276.5, no number of this kind"
+    assert refused("length", pa.array([10**18, 1])).startswith(", row 0: column 'length' is 1000000000000000000, no")
+    assert refused("length", pa.array([1, 2**64 - 1], pa.uint64())).startswith(" cannot be read as parquet (")
+    assert refused("length", pa.array([221, None])) == ": column 'length' must hold a number in each row, got int64"
+    assert refused("length", pa.array(["221", "277"])).endswith("must hold a number in each row, got string")
+    key = f"videos/{CAMERA}/from_timestamp"
+    assert refused(key, pa.array([0, np.inf])) == f", row 1: column {key!r} is inf"
+    pq.write_table(table.append_column("length", table["length"]), path)
+    assert refusal(read_episodes, read_info(v30)).message == f"{path} has more than one column 'length'"
+
+
+def test_parquet_bombs_are_not_read(v30):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Some kilobytes that stand for ten million rows.
+    path = v30 / "meta" / "tasks.parquet"
+    many = pa.array(np.zeros(10_000_000, np.int64))
+    table = pa.table({"task_index": many, "task": pa.DictionaryArray.from_arrays(many.cast(pa.int32()), ["a"])})
+    pq.write_table(table.cast(pa.schema({"task_index": pa.int64(), "task": pa.string()})), path)
+    said = f"{path} has 10000000 rows, expected at most 1000000"
+    assert refusal(read_episodes, read_info(v30)).message == said
 
 
 def test_missing_key_is_named(v30):

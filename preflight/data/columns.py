@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from preflight.data.episodes import Episodes
 from preflight.data.metadata import DatasetInfo, Feature, nearest
-from preflight.data.parquet import as_numpy, list_lengths, read_parquet
+from preflight.data.parquet import as_numpy, list_lengths, open_parquet, read_table, type_name
 from preflight.errors import DataError
 
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
@@ -43,7 +43,10 @@ def read_columns(
         if info.features[key].dtype in ("video", "image", "string"):
             raise DataError(f"{key!r} is of dtype {info.features[key].dtype}, not a column of numbers")
     widths = {key: math.prod(info.features[key].shape) for key in dtypes}
-    arrays = {key: allocate((info.total_frames, widths[key]), np.dtype(dtype)) for key, dtype in dtypes.items()}
+    arrays = {
+        key: _allocated(allocate, (info.total_frames, widths[key]), np.dtype(dtype), info)
+        for key, dtype in dtypes.items()
+    }
     wanted = list(dtypes)
     # Rows of another episode would train without an error, on the wrong frames.
     guard = "episode_index" if "episode_index" in info.features else None
@@ -52,13 +55,15 @@ def read_columns(
         files.setdefault(pair, []).append(position)
     for (chunk, file), positions in files.items():
         path = info.data_file(chunk, file)
-        table = read_parquet(path, dict.fromkeys([*wanted, *([guard] if guard else [])]))
         lengths = episodes.length[positions]
-        if table.num_rows != lengths.sum():
-            raise DataError(
-                f"{path} has {table.num_rows} rows, but its {len(positions)} episode(s) have {lengths.sum()} frames",
-                "Data and metadata are of different versions: fetch the dataset again.",
-            )
+        with open_parquet(path) as opened:
+            # Before anything is read: a few bytes can stand for any number of equal rows.
+            if (rows := opened.metadata.num_rows) != lengths.sum():
+                raise DataError(
+                    f"{path} has {rows} rows, but its {len(positions)} episode(s) have {lengths.sum()} frames",
+                    "Data and metadata are of different versions: fetch the dataset again.",
+                )
+            table = read_table(opened, path, dict.fromkeys([*wanted, *([guard] if guard else [])]))
         if guard:
             found = _values(table, guard, info.features[guard], str(path))[:, 0]
             expected = np.repeat(episodes.index[positions], lengths)
@@ -67,11 +72,22 @@ def read_columns(
                 raise DataError(f"{path}, row {row}: episode_index is {found[row]}, expected {expected[row]}")
         for key in wanted:
             values = _values(table, key, info.features[key], str(path))
+            if arrays[key].dtype.kind in "iu" and values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise DataError(f"{path}: column {key!r} holds NaN or infinity where whole numbers are read")
             for position in positions:
                 start, row = int(episodes.from_index[position]), int(episodes.data_row[position])
                 length = int(episodes.length[position])
-                arrays[key][start : start + length] = values[row : row + length]
+                with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds becomes infinite
+                    arrays[key][start : start + length] = values[row : row + length]
     return arrays
+
+
+def _allocated(allocate: Allocate, shape: tuple[int, ...], dtype: np.dtype, info: DatasetInfo) -> np.ndarray:
+    try:
+        return allocate(shape, dtype)
+    except (MemoryError, OverflowError, ValueError) as error:
+        size = math.prod(shape) * dtype.itemsize / 2**30
+        raise DataError(f"{info.root}: a column of {shape[0]:,} frames takes {size:,.0f} GiB of memory") from error
 
 
 def require_feature(info: DatasetInfo, key: str) -> Feature:
@@ -98,6 +114,8 @@ def _values(table: pa.Table, key: str, feature: Feature, path: str) -> np.ndarra
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(array, pa.ChunkedArray):  # pyarrow before 19 combines to a ChunkedArray where there are no rows
         raise DataError(f"{path} has no rows")
+    if isinstance(array.type, pa.BaseExtensionType):  # matrices, in a process that has imported `datasets`
+        array = array.storage
     rows, sizes = len(array), list(feature.shape)
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         _require_no_null(array, key, path)
@@ -112,7 +130,7 @@ def _values(table: pa.Table, key: str, feature: Feature, path: str) -> np.ndarra
         array = array.flatten()
     _require_no_null(array, key, path)
     if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type) or pa.types.is_boolean(array.type)):
-        raise DataError(f"{path}: column {key!r} holds {array.type}, not numbers")
+        raise DataError(f"{path}: column {key!r} holds {type_name(array.type)}, not numbers")
     if math.prod(sizes) != 1:
         raise DataError(f"{path}: {key!r} has one value a row, but info.json gives it the shape {list(feature.shape)}")
     return as_numpy(array).reshape(rows, -1)

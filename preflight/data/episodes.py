@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float64, Int64
 
-from preflight.data.files import damage, read_json_lines
-from preflight.data.metadata import DatasetInfo
-from preflight.data.parquet import as_numpy, open_parquet, read_parquet
+from preflight.data.files import damage, iterate_json_lines, shown
+from preflight.data.metadata import MAX_EPISODES, MAX_FRAMES, DatasetInfo
+from preflight.data.parquet import numbers, read_parquet, whole_numbers
+from preflight.data.tasks import list_tasks, texts_by_index
 from preflight.errors import DataError
 
 
@@ -67,7 +67,72 @@ def read_episodes(info: DatasetInfo) -> Episodes:
     Raises:
         DataError: if the metadata is missing or damaged, or contradicts info.json or itself.
     """
-    return _read_v2(info) if info.one_file_per_episode else _read_v3(info)
+    episodes = locate_episodes(info)
+    for contradiction in contradictions(info, episodes):
+        raise contradiction
+    return dataclasses.replace(episodes, tasks=texts_by_index(list_tasks(info)))
+
+
+def locate_episodes(info: DatasetInfo) -> Episodes:
+    """Reads what the list of episodes says, be it contradictory; `read_episodes` is for whoever trusts it.
+
+    Args:
+        info: The dataset.
+
+    Returns:
+        Its episodes, without the tasks.
+
+    Raises:
+        DataError: if the list is missing or damaged.
+    """
+    return _locate_v2(info) if info.one_file_per_episode else _locate_v3(info)
+
+
+def episode_list(info: DatasetInfo) -> Path:
+    """The file, or in format v3.0 the folder, that lists a dataset's episodes."""
+    return info.root / "meta" / ("episodes.jsonl" if info.one_file_per_episode else "episodes")
+
+
+def listed_numbers(info: DatasetInfo) -> Int64[np.ndarray, " e"]:
+    """The numbers of the episodes in the order of the files that list them; format v3.0 only."""
+    parts = [
+        whole_numbers(read_parquet(path, ["episode_index"], max_rows=2 * MAX_EPISODES), "episode_index", path)
+        for path in sorted(episode_list(info).glob("*/*.parquet"))
+    ]
+    return np.concatenate(parts)
+
+
+def contradictions(info: DatasetInfo, episodes: Episodes) -> Iterator[DataError]:
+    """Finds what would silently give frames of another episode.
+
+    Args:
+        info: The dataset.
+        episodes: As `locate_episodes` gives them.
+
+    Yields:
+        An error for each contradiction in the list of episodes, or between it and info.json.
+    """
+    source, count = episode_list(info), len(episodes)
+    if count != info.total_episodes:
+        yield DataError(f"{source} lists {count} episodes, but info.json says {info.total_episodes}")
+    if not count:
+        return
+    start, end, length = episodes.from_index, episodes.to_index, episodes.length
+    expected = np.concatenate([[0], end[:-1]])
+    again = np.concatenate([[False], np.diff(episodes.index) == 0])
+    for position in np.flatnonzero(again | (length <= 0) | (end - start != length) | (start != expected)).tolist():
+        if again[position]:
+            yield DataError(f"{source} lists episode {episodes.index[position]} twice")
+            continue
+        yield DataError(
+            f"{source}: episode {episodes.index[position]} has length {length[position]} and frames {start[position]} "
+            f"to {end[position]}, but the episode before it ends at frame {expected[position]}",
+            "The metadata is inconsistent: convert or fetch the dataset again.",
+        )
+    if (total := int(length.sum())) != info.total_frames:
+        yield DataError(
+            f"{source}: the episodes' lengths sum to {total}, but info.json says {info.total_frames} frames"
+        )
 
 
 def missing_files(info: DatasetInfo, episodes: Episodes, cameras: Sequence[str]) -> list[Path]:
@@ -93,95 +158,79 @@ def _pairs(chunk: np.ndarray, file: np.ndarray) -> Iterable[tuple[int, int]]:
     return sorted(set(zip(chunk.tolist(), file.tolist(), strict=True)))
 
 
-def _read_v2(info: DatasetInfo) -> Episodes:
-    path = info.root / "meta" / "episodes.jsonl"
-    index, length = _int_fields(path, ("episode_index", "length"), info).T
-    chunk = index // info.chunks_size
-    order = np.argsort(index, kind="stable")
-    index, length, chunk = index[order], length[order], chunk[order]
-    to_index = np.cumsum(length)
-    tasks_path = info.root / "meta" / "tasks.jsonl"
-    rows = read_json_lines(tasks_path)
-    for row in rows:
-        if not isinstance(row, dict) or not isinstance(row.get("task"), str) or type(row.get("task_index")) is not int:
-            raise DataError(f"{tasks_path}: expected an object with task_index and task a line, got {row!r}")
-    return _checked(
-        info,
-        path,
-        Episodes(
-            index=index,
-            length=length,
-            from_index=to_index - length,
-            to_index=to_index,
-            data_chunk=chunk,
-            data_file=index,
-            data_row=np.zeros_like(index),
-            videos={
-                key: VideoSegments(chunk=chunk, file=index, from_timestamp=np.zeros(len(index)))
-                for key in info.video_keys
-            },
-            tasks=_by_index([row["task_index"] for row in rows], [row["task"] for row in rows], tasks_path),
-        ),
+def _locate_v2(info: DatasetInfo) -> Episodes:
+    path = episode_list(info)
+    # Some more than expected are read, so that their number can be told.
+    numbers_of = _int_fields(path, ("episode_index", "length"), max_lines=2 * info.total_episodes + 1000)
+    index, length = numbers_of[np.argsort(numbers_of[:, 0], kind="stable")].T
+    chunk, to_index = index // info.chunks_size, np.cumsum(length)
+    return Episodes(
+        index=index,
+        length=length,
+        from_index=to_index - length,
+        to_index=to_index,
+        data_chunk=chunk,
+        data_file=index,
+        data_row=np.zeros_like(index),
+        videos={
+            key: VideoSegments(chunk=chunk, file=index, from_timestamp=np.zeros(len(index))) for key in info.video_keys
+        },
+        tasks=(),
     )
 
 
-def _int_fields(path: Path, names: tuple[str, ...], info: DatasetInfo) -> np.ndarray:
-    rows = read_json_lines(path)
-    values = []
-    for row in rows:
+def _int_fields(path: Path, names: tuple[str, ...], max_lines: int) -> Int64[np.ndarray, "n f"]:
+    values = array.array("q")
+    for row in iterate_json_lines(path, max_lines=max_lines):
         if not isinstance(row, dict) or any(type(row.get(name)) is not int for name in names):
-            raise DataError(f"{path}: expected an object with the integers {' and '.join(names)} a line, got {row!r}")
-        values.append([row[name] for name in names])
-    if len(values) != info.total_episodes:
-        raise DataError(f"{path} lists {len(values)} episodes, but info.json says {info.total_episodes}")
-    return np.array(values, dtype=np.int64)
+            raise DataError(
+                f"{path}: expected an object with the integers {' and '.join(names)} a line, got {shown(row)}"
+            )
+        if any(not abs(row[name]) <= MAX_FRAMES for name in names):
+            raise DataError(f"{path}: no dataset has a number as large as in {shown(row)}")
+        values.extend(row[name] for name in names)
+    return np.array(values, dtype=np.int64).reshape(-1, len(names))
 
 
-def _read_v3(info: DatasetInfo) -> Episodes:
-    folder = info.root / "meta" / "episodes"
+def _locate_v3(info: DatasetInfo) -> Episodes:
+    folder = episode_list(info)
     paths = sorted(folder.glob("*/*.parquet"))
     if not paths:
         raise DataError(f"{folder} has no parquet file", "The download is incomplete: fetch the dataset again.")
-    columns = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
-    columns += ["data/chunk_index", "data/file_index"]
+    whole = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index", "data/file_index"]
+    timestamps = [f"videos/{key}/from_timestamp" for key in info.video_keys]
     for key in info.video_keys:
-        columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-    tables = [read_parquet(path, columns) for path in paths]
-    raw = {
-        column: np.concatenate([_numbers(t, column, p) for t, p in zip(tables, paths, strict=True)])
-        for column in columns
-    }
-    if len(raw["episode_index"]) != info.total_episodes:
-        found = len(raw["episode_index"])
-        raise DataError(f"{folder} lists {found} episodes, but info.json says {info.total_episodes}")
+        whole += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index")]
+    parts: dict[str, list[np.ndarray]] = {column: [] for column in [*whole, *timestamps]}
+    left = 2 * info.total_episodes + 1000
+    for path in paths:
+        table = read_parquet(path, parts, max_rows=left)
+        left -= table.num_rows
+        for column in whole:
+            parts[column].append(whole_numbers(table, column, path))
+        for column in timestamps:
+            parts[column].append(numbers(table, column, path).astype(np.float64))
+    raw = {column: np.concatenate(values) for column, values in parts.items()}
     order = np.argsort(raw["episode_index"], kind="stable")
     raw = {column: values[order] for column, values in raw.items()}
-
-    def ints(column: str) -> np.ndarray:
-        return raw[column].astype(np.int64)
-
-    length, chunk, file = ints("length"), ints("data/chunk_index"), ints("data/file_index")
-    return _checked(
-        info,
-        folder,
-        Episodes(
-            index=ints("episode_index"),
-            length=length,
-            from_index=ints("dataset_from_index"),
-            to_index=ints("dataset_to_index"),
-            data_chunk=chunk,
-            data_file=file,
-            data_row=_rows_in_file(length, chunk, file),
-            videos={
-                key: VideoSegments(
-                    chunk=ints(f"videos/{key}/chunk_index"),
-                    file=ints(f"videos/{key}/file_index"),
-                    from_timestamp=raw[f"videos/{key}/from_timestamp"].astype(np.float64),
-                )
-                for key in info.video_keys
-            },
-            tasks=_tasks_v3(info.root / "meta" / "tasks.parquet"),
-        ),
+    length, chunk, file = raw["length"], raw["data/chunk_index"], raw["data/file_index"]
+    return Episodes(
+        index=raw["episode_index"],
+        length=length,
+        from_index=raw["dataset_from_index"],
+        to_index=raw["dataset_to_index"],
+        data_chunk=chunk,
+        data_file=file,
+        data_row=_rows_in_file(length, chunk, file),
+        videos={
+            key: VideoSegments(
+                chunk=raw[f"videos/{key}/chunk_index"],
+                file=raw[f"videos/{key}/file_index"],
+                from_timestamp=raw[f"videos/{key}/from_timestamp"],
+            )
+            for key in info.video_keys
+        },
+        tasks=(),
     )
 
 
@@ -196,49 +245,3 @@ def _rows_in_file(length: np.ndarray, chunk: np.ndarray, file: np.ndarray) -> np
     rows = np.empty_like(length)
     rows[order] = before - start_of_file
     return rows
-
-
-def _numbers(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    values = table.column(column)
-    if values.null_count or not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise DataError(f"{path}: column {column!r} must hold a number for each episode, got {values.type}")
-    return as_numpy(values.combine_chunks() if values.num_chunks != 1 else values.chunk(0))
-
-
-def _tasks_v3(path: Path) -> tuple[str, ...]:
-    with open_parquet(path) as file:
-        names = file.schema_arrow.names
-    table = read_parquet(path, dict.fromkeys(["task_index", *names]))
-    # The text is the table's pandas index: its column's name depends on LeRobot's version.
-    texts = [c for c in table.columns if pa.types.is_string(c.type) or pa.types.is_large_string(c.type)]
-    if not texts:
-        raise DataError(f"{path}: no column with the tasks' text")
-    return _by_index(_numbers(table, "task_index", path).tolist(), texts[0].to_pylist(), path)
-
-
-def _by_index(indices: list[Any], texts: list[Any], path: Path) -> tuple[str, ...]:
-    if any(not 0 <= index < 1_000_000 for index in indices):
-        raise DataError(f"{path}: task_index must be between 0 and 999999, got {min(indices)} to {max(indices)}")
-    by_index = dict(zip(indices, texts, strict=True))
-    return tuple(by_index.get(index) or "" for index in range(max(indices, default=-1) + 1))
-
-
-def _checked(info: DatasetInfo, source: Path, episodes: Episodes) -> Episodes:
-    """Refuses metadata that would silently give frames of another episode."""
-    for position, number in enumerate(episodes.index.tolist()):
-        start, end, length = (int(a[position]) for a in (episodes.from_index, episodes.to_index, episodes.length))
-        expected = int(episodes.to_index[position - 1]) if position else 0
-        if position and number == episodes.index[position - 1]:
-            raise DataError(f"{source} lists episode {number} twice")
-        if length <= 0 or end - start != length or start != expected:
-            raise DataError(
-                f"{source}: episode {number} has length {length} and frames {start} to {end}, "
-                f"but the episode before it ends at frame {expected}",
-                "The metadata is inconsistent: convert or fetch the dataset again.",
-            )
-    if int(episodes.to_index[-1]) != info.total_frames:
-        total = int(episodes.to_index[-1])
-        raise DataError(
-            f"{source}: the episodes' lengths sum to {total}, but info.json says {info.total_frames} frames"
-        )
-    return episodes

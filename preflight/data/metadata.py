@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from preflight.data.files import read_json
+from preflight.data.files import read_json, shown
+from preflight.data.templates import render_path
 from preflight.errors import DataError
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -18,7 +18,14 @@ SUPPORTED_VERSIONS = ("v2.0", "v2.1", "v3.0")
 # Episodes a folder in format v2.x, where info.json leaves it out (LeRobot's DEFAULT_CHUNK_SIZE).
 DEFAULT_CHUNKS_SIZE = 1000
 
-_PLACEHOLDER = re.compile(r"\{(\w+)(?::(0?\d+)d)?\}")
+# Beyond these a figure is a mistake or an attack, and what is computed from it would not fit into 64 bits or memory:
+# the largest public collection (Open X-Embodiment) has some 2e6 episodes, and 1e11 frames are a century of video.
+MAX_EPISODES = 10**7
+MAX_FRAMES = 10**11
+_MAX_AXES = 32  # NumPy's, before 2.0
+_MAX_VALUES = 10**9  # of one feature in one frame
+_MAX_NAME = 255  # characters of a feature's key, which is the name of a folder of videos
+_FPS = (1e-3, 1e6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,7 @@ class DatasetInfo:
         Raises:
             DataError: if the template leads out of the dataset's folder or has placeholders unknown to the format.
         """
-        return self.root / _render(self.data_path, self._fields(chunk, file), "data_path", self.root)
+        return self.root / render_path(self.data_path, self._fields(chunk, file), "data_path", self.root)
 
     def video_file(self, key: str, chunk: int, file: int) -> Path:
         """Path of a video.
@@ -95,7 +102,7 @@ class DatasetInfo:
             DataError: if the template leads out of the dataset's folder or has placeholders unknown to the format.
         """
         fields = {"video_key": key, **self._fields(chunk, file)}
-        return self.root / _render(self.video_path or "", fields, "video_path", self.root)
+        return self.root / render_path(self.video_path or "", fields, "video_path", self.root)
 
     def _fields(self, chunk: int, file: int) -> dict[str, str | int]:
         if self.one_file_per_episode:
@@ -124,24 +131,26 @@ def read_info(root: Path) -> DatasetInfo:
     version = _get(raw, "codebase_version", str, path)
     if version not in SUPPORTED_VERSIONS:
         raise DataError(
-            f"{path}: dataset format {version} is not supported (supported: {', '.join(SUPPORTED_VERSIONS)})",
+            f"{path}: dataset format {version[:40]} is not supported (supported: {', '.join(SUPPORTED_VERSIONS)})",
             "Convert it with LeRobot's own converter (lerobot.datasets.v30.convert_dataset_v21_to_v30 makes v3.0)."
             if version.startswith("v1.") or version == "v2"
             else "It may need a newer preflight.",
         )
     fps = _get(raw, "fps", (int, float), path)
-    if not (math.isfinite(fps) and fps > 0):
-        raise DataError(f"{path}: fps must be positive, got {fps}")
+    if not fps > 0 or fps == math.inf:
+        raise DataError(f"{path}: fps must be positive, got {shown(fps)}")
+    if not _FPS[0] <= fps <= _FPS[1]:
+        raise DataError(f"{path}: fps must be between {_FPS[0]:g} and {_FPS[1]:g}, got {shown(fps)}")
     info = DatasetInfo(
         root=root,
         codebase_version=version,
         fps=float(fps),
-        total_frames=_positive(raw, "total_frames", path),
-        total_episodes=_positive(raw, "total_episodes", path),
+        total_frames=_positive(raw, "total_frames", path, MAX_FRAMES),
+        total_episodes=_positive(raw, "total_episodes", path, MAX_EPISODES),
         features=_features(_get(raw, "features", dict, path), path),
         data_path=_get(raw, "data_path", str, path),
         video_path=None if raw.get("video_path") is None else _get(raw, "video_path", str, path),
-        chunks_size=_positive(raw, "chunks_size", path) if "chunks_size" in raw else DEFAULT_CHUNKS_SIZE,
+        chunks_size=_positive(raw, "chunks_size", path, MAX_FRAMES) if "chunks_size" in raw else DEFAULT_CHUNKS_SIZE,
         robot_type=raw["robot_type"] if isinstance(raw.get("robot_type"), str) else None,
     )
     # Rendered once now, so that a bad template is refused here and not in the middle of an epoch.
@@ -188,8 +197,9 @@ def _require_dataset_folder(root: Path, info_path: Path) -> None:
         inside = sorted(
             p.parent.parent.relative_to(root) for n in (1, 2) for p in root.glob("*/" * n + "meta/info.json")
         )
-    except PermissionError as error:
-        raise DataError(f"{root} cannot be read ({error.strerror})", f"Make it readable: chmod u+rx {root}") from error
+    except OSError as error:
+        mend = f"Make it readable: chmod u+rx {root}" if isinstance(error, PermissionError) else None
+        raise DataError(f"{root} cannot be read ({error.strerror})", mend) from error
     if not entries:
         raise DataError(f"{root} is empty: no LeRobot dataset", "Download the dataset there.")
     if inside:
@@ -204,14 +214,18 @@ def _require_dataset_folder(root: Path, info_path: Path) -> None:
 def _features(raw: Mapping[str, Any], path: Path) -> dict[str, Feature]:
     features = {}
     for key, entry in raw.items():
-        where = f"features[{key!r}]"
+        where = f"features[{shown(key)}]"
+        if not key.isprintable() or len(key) > _MAX_NAME:
+            raise DataError(f"{path}: {where} is no name: it is too long or has control characters")
         if not isinstance(entry, dict):
             raise DataError(f"{path}: {where} must be an object, got {_kind(entry)}")
         dtype, shape = entry.get("dtype"), entry.get("shape")
         if not isinstance(dtype, str):
             raise DataError(f"{path}: {where}.dtype must be a string, got {_kind(dtype)}")
-        if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise DataError(f"{path}: {where}.shape must be a list of positive integers, got {shape!r}")
+        if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+            raise DataError(f"{path}: {where}.shape must be a list of positive integers, got {shown(shape)}")
+        if len(shape) > _MAX_AXES or math.prod(shape) > _MAX_VALUES:
+            raise DataError(f"{path}: {where}.shape has more than {_MAX_VALUES:,} values, got {shown(shape)}")
         features[key] = Feature(dtype=dtype, shape=tuple(shape), names=_names(entry.get("names")))
     return features
 
@@ -224,33 +238,12 @@ def _names(raw: Any) -> tuple[str, ...] | None:
         return None
     flat: list[str] = []
     for entry in raw:
-        flat.extend(map(str, entry) if isinstance(entry, list) else [str(entry)])
+        flat.extend(map(_name, entry) if isinstance(entry, list) else [_name(entry)])
     return tuple(flat)
 
 
-def _render(template: str, fields: Mapping[str, str | int], name: str, root: Path) -> str:
-    # Not str.format: a template is data from the network, and format would read any attribute it asks for.
-    def substitute(match: re.Match[str]) -> str:
-        field, width = match.groups()
-        if field not in fields:
-            raise DataError(
-                f"{root / 'meta' / 'info.json'}: {name} has an unknown placeholder {{{field}}} in {template!r}",
-                f"This format knows: {', '.join(fields)}",
-            )
-        value = fields[field]
-        if width is None:
-            return str(value)
-        if not isinstance(value, int) or int(width) > 20:
-            raise DataError(f"{root / 'meta' / 'info.json'}: {name} has an unusable width in {template!r}")
-        return f"{value:{width}d}"
-
-    rendered = _PLACEHOLDER.sub(substitute, template)
-    path = PurePosixPath(rendered)
-    if "{" in _PLACEHOLDER.sub("", template) or "\0" in rendered or not path.parts:
-        raise DataError(f"{root / 'meta' / 'info.json'}: {name} is not a usable template: {template!r}")
-    if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{root / 'meta' / 'info.json'}: {name} leads out of the dataset's folder: {rendered!r}")
-    return rendered
+def _name(entry: Any) -> str:
+    return entry if isinstance(entry, str) else shown(entry)
 
 
 def _get(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...], path: Path) -> Any:
@@ -263,13 +256,15 @@ def _get(raw: Mapping[str, Any], key: str, kind: type | tuple[type, ...], path: 
     return value
 
 
-def _positive(raw: Mapping[str, Any], key: str, path: Path) -> int:
+def _positive(raw: Mapping[str, Any], key: str, path: Path, most: int) -> int:
     value = _get(raw, key, int, path)
     if value <= 0:
-        raise DataError(f"{path}: {key} must be positive, got {value}")
+        raise DataError(f"{path}: {key} must be positive, got {shown(value)}")
+    if value > most:
+        raise DataError(f"{path}: {key} must be at most {most:,}, got {shown(value)}")
     return int(value)
 
 
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), f"{value!r}")
+    return kinds[type(value)] if type(value) in kinds else shown(value)
