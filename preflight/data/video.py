@@ -31,20 +31,27 @@ class Video:
         path: The video.
 
     Raises:
-        DataError: if it cannot be opened or holds no video stream.
+        DataError: if it cannot be opened, holds no video stream or is in a codec that PyAV cannot decode.
     """
 
     def __init__(self, path: Path) -> None:
         require_file(path)
         self.path = path
         try:
-            self._container = av.open(str(path))
+            # Titles and comments need not be UTF-8, and nobody reads them.
+            self._container = av.open(str(path), metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise _undecodable(path, "opened", error) from error
         if not self._container.streams.video:
             self._container.close()
             raise DataError(f"{path} has no video stream")
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:  # to decode such a stream all the same crashes the process
+            self._container.close()
+            raise DataError(
+                f"{path}: PyAV {av.__version__} has no decoder for its codec",
+                f"`ffprobe {path}` names the codec: install a PyAV that has it, or encode the video again.",
+            )
         self._stream.codec_context.thread_count = 1
 
     def frame_at(self, timestamp_s: float, tolerance_s: float = TOLERANCE_S) -> UInt8[np.ndarray, "h w 3"]:
