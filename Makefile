@@ -14,7 +14,7 @@ PINS_INSTALL = $(BIN)/uv pip install --quiet --constraint constraints-openpi.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-openpi-pins format docs bench-static clean
+.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,12 @@ docs: $(VENV)/.installed-dev ## Write the generated pages of docs/
 bench-static: setup ## Time the commands that need no step, and the first batch
 	$(BIN)/python -m bench.static
 	$(BIN)/python -m bench.first_batch
+
+bench-data: setup ## Make datasets of 10 000 episodes and time the check of their metadata
+	$(BIN)/python -m bench.data_scale
+
+bench-norm-stats: setup ## Make a dataset of a million frames and time its normalisation statistics
+	$(BIN)/python -m bench.norm_stats
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preflight needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from checks.context import CheckContext, with_settings
+from checks.data_columns import frame_text, scanned
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.data.metadata import read_info
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from preflight.data.normalised import Dimension
     from preflight.data.normalize import NormStats
+    from preflight.data.streamed_stats import ValueSource
     from preflight.runs.protocol import Statistics
 
     Values = Mapping[str, np.ndarray]  # "state" and "actions" before normalisation, by frame
@@ -30,7 +32,10 @@ _BLOWN_UP = 100.0
 
 
 def _norm_stats(context: CheckContext) -> Outcome:
+    import numpy as np
+
     from preflight.data.normalised import dimension_labels, dimensions, drowned_in_the_statistics, off_the_statistics
+    from preflight.data.streamed_stats import ArrayBlock
 
     run = context.run
     root = run.source()
@@ -40,7 +45,9 @@ def _norm_stats(context: CheckContext) -> Outcome:
     if (stats := statistics.stats) is None:
         return _missing(context, statistics)
     info, columns = read_info(root), run.columns()
-    frames = _spread(info.total_frames)
+    # Wherever a recorded value is not finite is looked at, too: one such frame is enough.
+    broken = [first for column in scanned(context).columns.values() for _, first in column.not_finite.values()]
+    frames = np.union1d(_spread(info.total_frames), np.array(broken, dtype=np.int64))
     values = run.before_normalisation(frames)
     labels = {name: dimension_labels(info, columns, name, array.shape[-1]) for name, array in values.items()}
     measured: dict[str, Any] = {
@@ -50,13 +57,21 @@ def _norm_stats(context: CheckContext) -> Outcome:
         "frames_looked_at": len(frames),
     }
     repair = Hint(text="repair or drop the episode: one NaN or inf makes the loss NaN, and the statistics with it")
-    if wrong := _not_finite(values, frames, labels):
+    if wrong := _not_finite(context, values, frames, labels):
         return failed(wrong[0], measured=measured, evidence=wrong[:_SHOWN], hint=repair)
     if wrong := _unusable(statistics, stats, values, labels):
         # Computed from the data a moment ago they are NaN where some frame is, be it none of these.
         hint = repair if statistics.path is None else _compute_again(statistics)
         return failed(wrong[0], measured=measured, evidence=wrong[:_SHOWN], hint=hint)
-    seen = [d for name in values for d in dimensions(name, values[name], stats[name], statistics.norm, labels[name])]
+    source: ValueSource = ArrayBlock(values)
+    if context.level == "full":
+        source = run.all_before_normalisation()
+        measured["frames_looked_at"] = source.frames
+
+    def on_frames(done: int, total: int) -> None:
+        context.progress("frames normalised", done, total)
+
+    seen = dimensions(source, stats, statistics.norm, labels, progress=on_frames)
     measured["furthest"] = {
         name: round(max((d for d in seen if d.name == name), key=lambda d: abs(d.furthest)).furthest, 4)
         for name in values
@@ -97,7 +112,7 @@ def _spread(total: int) -> np.ndarray:
 
 
 def _missing(context: CheckContext, statistics: Statistics) -> Outcome:
-    path, commands = statistics.path, () if statistics.command is None else (statistics.command,)
+    path, commands = statistics.path, _commands(statistics)
     if statistics.remote is not None:
         return failed(
             f"the normalisation statistics are not on this machine: openpi would fetch them from {statistics.remote}",
@@ -109,7 +124,7 @@ def _missing(context: CheckContext, statistics: Statistics) -> Outcome:
         return failed(
             f"the normalisation statistics are missing: {path} does not exist",
             measured=measured,
-            hint=Hint(text="compute them before the run starts", commands=commands),
+            hint=Hint(text=f"compute them before the run starts{_slow(statistics)}", commands=commands),
         )
     found, repo_id = statistics.elsewhere[0], str(context.run.facts.settings.get("data.repo_id"))
     text = "copy them to where the run looks"
@@ -121,20 +136,32 @@ def _missing(context: CheckContext, statistics: Statistics) -> Outcome:
         f"the normalisation statistics are not where the run looks: {path} does not exist, they are in {found}",
         measured=measured,
         evidence=tuple(f"found: {file}" for file in statistics.elsewhere),
-        hint=Hint(text=f"{text}; or compute them again", commands=(copy, *commands)),
+        hint=Hint(text=f"{text}; or compute them again{_slow(statistics)}", commands=(copy, *commands)),
     )
 
 
-def _not_finite(values: Values, frames: np.ndarray, labels: Labels) -> tuple[str, ...]:
+def _commands(statistics: Statistics) -> tuple[str, ...]:
+    return tuple(command for command in (statistics.command, statistics.other_command) if command is not None)
+
+
+def _slow(statistics: Statistics) -> str:
+    if not statistics.other_decodes:
+        return ""
+    return " (from the parquet columns alone; openpi's own script decodes every picture for it, which may take hours)"
+
+
+def _not_finite(context: CheckContext, values: Values, frames: np.ndarray, labels: Labels) -> tuple[str, ...]:
     import numpy as np
 
     lines = []
     for name, array in values.items():
-        broken = np.any(~np.isfinite(array).reshape(len(frames), -1, array.shape[-1]), axis=1)
+        broken = np.asarray(~np.isfinite(array)).reshape(len(frames), -1, array.shape[-1])
+        # Its own action comes first in a frame's chunk; with those that follow, a whole horizon of frames is broken.
+        own = broken[:, 0] if broken[:, 0].any() else np.asarray(broken.any(axis=1))
         lines += [
-            f"{labels[name][index]} is NaN or inf in {int(broken[:, index].sum()):,} of {len(frames):,} frames, "
-            f"the first is frame {frames[int(broken[:, index].argmax())]}"
-            for index in np.flatnonzero(broken.any(axis=0)).tolist()
+            f"{labels[name][index]} is NaN or inf in {int(own[:, index].sum()):,} of {len(frames):,} frames, "
+            f"the first is {frame_text(context, int(frames[int(own[:, index].argmax())]))}"
+            for index in np.flatnonzero(own.any(axis=0)).tolist()
         ]
     return tuple(lines)
 
@@ -251,8 +278,8 @@ def _of_other_data(
 
 def _compute_again(statistics: Statistics) -> Hint:
     return Hint(
-        text="compute the statistics again, from this dataset and with this config's transforms",
-        commands=() if statistics.command is None else (statistics.command,),
+        text=f"compute the statistics again, from this dataset and with this config's transforms{_slow(statistics)}",
+        commands=_commands(statistics),
     )
 
 
@@ -280,12 +307,13 @@ CHECK = Check(
     title="The normalisation statistics fit the data",
     level="standard",
     severity="fail",
-    requires=("data.metadata", "data.features"),
-    failures=("F04", "F05", "F06"),
-    timeout_s=180,
+    requires=("data.timestamps", "data.features"),
+    failures=("F04", "F05", "F06", "F07"),
+    timeout_s=1800,
     run=_norm_stats,
     doc="Looks for the file of statistics where the run looks for it, then normalises up to 4,096 frames, spread "
-    "evenly over the dataset, from the parquet columns alone and through the run's own transforms. It fails where "
+    "evenly over the dataset (at level full all of them), from the parquet columns alone and through the run's own "
+    "transforms. It fails where "
     "statistics are missing, too short or not finite, and where a value ends up beyond 100: a dimension that hardly "
     "moved when they were computed. It warns where means, deviations or quantiles are so far from the data's that they "
     "are of another dataset or of other transforms. A dimension that never moves and stays in range is no fault.",

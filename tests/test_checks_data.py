@@ -145,7 +145,8 @@ def with_a_second_camera(root):
     shutil.copytree(root / "videos" / "chunk-000" / CAMERA, root / "videos" / "chunk-000" / "observation.images.wrist")
 
     def add(info):
-        info["features"]["observation.images.wrist"] = {**info["features"][CAMERA], "shape": [240, 320, 3]}
+        info["features"]["observation.images.wrist"] = info["features"][CAMERA]
+        info["total_videos"] *= 2
 
     edit_info(root, add)
 
@@ -158,11 +159,11 @@ def test_cameras_that_are_decoded_for_nothing_trip_data_features_alone(v21):
     checked = altered(context(f"data.root={v21}"), {"decodes_all_cameras": True})
     outcome = the_one_that_speaks(checked, "data.features", "warn")
     assert outcome.summary == (
-        "observation.images.wrist: decoded for every sample and never seen by the model, 20% of the pixels that are "
+        "observation.images.wrist: decoded for every sample and never seen by the model, 50% of the pixels that are "
         "decoded"
     )
-    assert outcome.measured["unused_pixel_share"] == 0.2
-    assert outcome.evidence == ("observation.images.wrist: 240x320x3",)
+    assert outcome.measured["unused_pixel_share"] == 0.5
+    assert outcome.evidence == ("observation.images.wrist: 480x640x3",)
 
 
 def test_a_prompt_that_is_cut_trips_data_prompts_alone():

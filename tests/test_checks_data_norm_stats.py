@@ -80,7 +80,9 @@ def test_a_missing_file_trips_it_alone(tmp_path):
     path = tmp_path / "norm_stats.json"
     outcome = the_one_that_speaks(context(f"data.norm_stats={path}"), "data.norm-stats")
     assert outcome.summary == f"the normalisation statistics are missing: {path} does not exist"
-    assert "--set data.norm_stats=none" in outcome.hint.commands[0]
+    assert outcome.hint.commands[0].startswith("preflight norm-stats ")
+    assert outcome.hint.commands[0].endswith("--write")
+    assert "--set data.norm_stats=none" in outcome.hint.commands[1]
 
 
 def test_a_file_in_another_place_is_named_with_what_mends_it():
@@ -149,19 +151,28 @@ def test_statistics_that_are_not_finite_trip_it_alone(tmp_path):
     assert outcome.summary == "the std of actions[3] (kLeftElbow) is nan"
 
 
-def test_a_nan_in_the_data_trips_it_alone(v30):
-    replace_column(v30, "observation.state", lambda values: values[7].__setitem__(3, float("nan")))
-    outcome = the_one_that_speaks(context(f"data.root={v30}"), "data.norm-stats")
-    assert outcome.summary == "state[3] (kLeftElbow) is NaN or inf in 1 of 498 frames, the first is frame 7"
-    assert len(outcome.evidence) == 1
+@pytest.mark.parametrize("frames", [4096, 2])  # looked at, or none of those that are
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_in_the_data_trips_it_alone(v30, tmp_path, monkeypatch, frames, value):
+    setting = written(tmp_path, own_statistics())
+    monkeypatch.setattr(data_norm_stats, "_FRAMES", frames)
+    replace_column(v30, "observation.state", lambda values: values[230].__setitem__(3, value))
+    for settings in ((), (setting,)):
+        outcome = the_one_that_speaks(context(f"data.root={v30}", *settings), "data.norm-stats")
+        path = v30 / "data" / "chunk-000" / "file-000.parquet"
+        assert outcome.summary == (
+            f"state[3] (kLeftElbow) is NaN or inf in 1 of {min(498, frames + 1)} frames, the first is frame 9 of "
+            f"episode 1 ({path})"
+        )
+        assert len(outcome.evidence) == 1
 
 
-def test_a_nan_in_a_frame_that_is_not_looked_at_shows_in_the_statistics(v30, monkeypatch):
-    monkeypatch.setattr(data_norm_stats, "_FRAMES", 2)
-    replace_column(v30, "observation.state", lambda values: values[7].__setitem__(3, float("nan")))
+def test_a_nan_among_the_actions_is_one_frames_and_not_that_of_all_chunks_with_it(v30):
+    replace_column(v30, "action", lambda values: values[100].__setitem__(3, float("nan")))
     outcome = the_one_that_speaks(context(f"data.root={v30}"), "data.norm-stats")
-    assert outcome.summary == "the mean of state[3] (kLeftElbow) is nan"
-    assert outcome.hint.text.startswith("repair or drop the episode")
+    assert outcome.summary.startswith(
+        "actions[3] (kLeftElbow) is NaN or inf in 1 of 498 frames, the first is frame 100"
+    )
 
 
 def test_a_dimension_with_quantiles_that_nearly_coincide_trips_it_alone(tmp_path):
@@ -187,7 +198,7 @@ def test_a_dimension_with_quantiles_that_nearly_coincide_trips_it_alone(tmp_path
 def test_a_joint_that_hardly_ever_moves_trips_it_alone_and_z_scores_are_offered(v30):
     def at_rest(values):
         for frame, value in enumerate(values):
-            value[5] = 0.5 if frame in (200, 201) else 0.001 * (frame % 2)
+            value[5] = {200: 0.12, 201: 0.3, 202: 0.5, 203: 0.25}.get(frame, 0.001 * (frame % 2))
 
     replace_column(v30, "observation.state", at_rest)
     outcome = the_one_that_speaks(context(f"data.root={v30}", "data.norm=quantile"), "data.norm-stats")
@@ -195,7 +206,7 @@ def test_a_joint_that_hardly_ever_moves_trips_it_alone_and_z_scores_are_offered(
         "state[5] (kLeftWristPitch) normalises to 998: q01 0 and q99 0.001 are 0.001 apart"
     )
     assert outcome.hint.commands[0].endswith("--set data.norm=zscore")
-    assert "stays within 16" in outcome.hint.text
+    assert "stays within 17" in outcome.hint.text
     assert spoken(run_data(context(f"data.root={v30}", "data.norm=zscore"))) == set()
 
 
@@ -229,7 +240,9 @@ def test_statistics_of_shorter_chunks_are_of_other_data(tmp_path, norm):
     assert "actions[" in outcome.summary
     assert len(outcome.evidence) <= 9
     assert "pretrained model are reused on purpose" in outcome.hint.text
-    assert "--set data.norm_stats=none" in outcome.hint.commands[0]
+    assert outcome.hint.commands[0].startswith("preflight norm-stats ")
+    assert outcome.hint.commands[0].endswith("--write")
+    assert "--set data.norm_stats=none" in outcome.hint.commands[1]
 
 
 def test_statistics_that_are_ten_times_too_wide_are_of_other_data():
@@ -250,3 +263,44 @@ def test_one_dimension_that_is_off_is_named():
     assert outcome.status == "warn"
     assert "are of other data: look at state[8] (kRightShoulderRoll), " in outcome.summary
     assert outcome.measured["disagreeing"] == ["state[8] (kRightShoulderRoll)"]
+
+
+def test_what_only_a_few_frames_do_shows_where_all_are_looked_at(v30, tmp_path, monkeypatch):
+    setting = written(tmp_path, own_statistics())
+    monkeypatch.setattr(data_norm_stats, "_FRAMES", 20)
+    replace_column(v30, "observation.state", lambda values: values[201].__setitem__(4, 1.4))
+    settings = (f"data.root={v30}", setting)
+    assert said(context(*settings)).status == "pass"
+    told = []
+    outcome = said(context(*settings, level="full", progress=lambda *done: told.append(done)))
+    assert outcome.status == "fail"
+    assert outcome.summary.startswith(
+        "state[4] (kLeftWristRoll) normalises to 298: the std is 0.002 about a mean of 0.8"
+    )
+    assert (outcome.measured["frames"], outcome.measured["frames_looked_at"]) == (498, 498)
+    assert told[-1] == ("frames normalised", 498, 498)
+
+
+def test_statistics_of_other_episodes_show_where_all_frames_are_looked_at(v30, tmp_path, monkeypatch):
+    setting = written(tmp_path, own_statistics())
+    monkeypatch.setattr(data_norm_stats, "_FRAMES", 3)  # frames 0, 248 and 497
+
+    def moved(values):
+        for value in [*values[1:248], *values[249:497]]:
+            value[9] += 2.0
+
+    replace_column(v30, "observation.state", moved)
+    settings = (f"data.root={v30}", setting)
+    assert said(context(*settings)).status == "pass"
+    outcome = said(context(*settings, level="full"))
+    assert outcome.status == "warn"
+    assert "are of other data: look at state[9] (kRightShoulderYaw)" in outcome.summary
+
+
+@pytest.mark.parametrize("root", [V30, V21])
+@pytest.mark.parametrize("norm", ["zscore", "quantile"])
+def test_all_frames_of_real_data_are_silent(tmp_path, root, norm):
+    same = (f"data.root={root}", f"data.norm={norm}", DELTA)
+    setting = written(tmp_path, own_statistics(*same))
+    full, part = (said(context(*same, setting, level=level)) for level in ("full", "standard"))
+    assert (full.status, full.measured) == ("pass", part.measured)  # of 498 frames a part is all of them

@@ -13,7 +13,7 @@ import pytest
 
 from preflight.config.schema import IMAGE_SLOTS, DataConfig, ModelConfig
 from preflight.data.actions import delta_mask
-from preflight.data.dataset import SampleDataset, resolve_root
+from preflight.data.dataset import SampleDataset
 from preflight.data.loader import BatchLoader
 from preflight.data.normalize import save, unnormalize
 from preflight.data.resize import resize_with_pad
@@ -228,30 +228,6 @@ def test_there_is_no_sample_outside_the_dataset(dataset):
     for index in (-1, 498):
         with pytest.raises(IndexError, match=f"^sample {index} of a dataset with 498 samples$"):
             dataset[index]
-
-
-def test_where_the_dataset_lies(monkeypatch, tmp_path):
-    assert resolve_root(DataConfig(root=V30, repo_id="a/b")) == V30
-    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
-    (tmp_path / "user" / "name").mkdir(parents=True)
-    assert resolve_root(DataConfig(repo_id="user/name")) == tmp_path / "user" / "name"
-    with pytest.raises(DataError) as error:
-        resolve_root(DataConfig(repo_id="user/other"))
-    assert error.value.message == f"user/other is not downloaded: {tmp_path / 'user/other'} does not exist"
-    assert "hf download user/other --repo-type dataset" in error.value.hint
-    with pytest.raises(UsageError, match=r"must look like user/name, got '\.\./x'"):
-        resolve_root(DataConfig(repo_id="../x"))
-    with pytest.raises(UsageError, match="names no dataset"):
-        resolve_root(DataConfig())
-    monkeypatch.delenv("HF_LEROBOT_HOME")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    (tmp_path / "hub" / "lerobot" / "user" / "name").mkdir(parents=True)
-    assert resolve_root(DataConfig(repo_id="user/name")) == tmp_path / "hub" / "lerobot" / "user" / "name"
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(DataError, match=f"{tmp_path}/.cache/huggingface/lerobot/user/name does not exist"):
-        resolve_root(DataConfig(repo_id="user/name"))
 
 
 def test_pickled_it_is_small_and_the_columns_are_shared(dataset):

@@ -61,7 +61,7 @@ def test_statistics_that_are_missing(user, tmp_path):  # F04
     assert outcome.summary == (
         f"the normalisation statistics are missing: {tmp_path}/assets/g1_small/lab/g1/norm_stats.json does not exist"
     )
-    assert outcome.hint.commands == ("uv run scripts/compute_norm_stats.py --config-name g1_small",)
+    assert outcome.hint.commands[1] == "uv run scripts/compute_norm_stats.py --config-name g1_small"
 
 
 def test_statistics_written_to_the_repo_id_and_read_from_the_asset_id(user, tmp_path):  # F04

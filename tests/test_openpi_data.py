@@ -15,6 +15,8 @@ from checks import CHECKLIST, data
 from checks.context import CheckContext
 from preflight.checklist import run_checks
 from preflight.data.loader import BatchLoader, start_worker_server
+from preflight.data.normalize import save
+from preflight.data.streamed_stats import exact_stats
 from preflight.errors import DataError, NotCovered
 from preflight.runs import load_run
 from preflight.runs.openpi.install import openpi
@@ -192,7 +194,7 @@ def test_statistics_and_assets(user, tmp_path):
     assert run.assets() == {}
     with pytest.raises(DataError, match="the normalisation statistics are missing") as error:
         run.dataset()
-    assert error.value.hint == "uv run scripts/compute_norm_stats.py --config-name g1_small"
+    assert error.value.hint.startswith("preflight norm-stats g1_small ")
     path = write_stats(run)
     run = load(tmp_path)
     assert run.statistics().path == path
@@ -203,6 +205,36 @@ def test_statistics_and_assets(user, tmp_path):
     assert other.path == tmp_path / "assets" / "g1_small" / "g1" / "norm_stats.json"
     assert (other.stats, other.elsewhere) == (None, (path,))
     assert load(tmp_path, name="g1_small_pi05").statistics().norm == "quantile"
+
+
+@pytest.mark.parametrize("delta", ["false", "true"])
+def test_statistics_of_all_frames_are_those_of_what_openpi_normalises(healthy, delta):
+    run = load(healthy, f"data.delta={delta}")
+    source = run.all_before_normalisation()
+    assert ((source.frames, source.horizon), dict(source.widths)) == ((498, 10), {"state": 26, "actions": 26})
+    stats, summaries = exact_stats(source)
+    assert [block.frames for block in source.blocks()] == [498]
+    for name, values in run.before_normalisation(np.arange(498)).items():
+        x = values.reshape(-1, 26).astype(np.float64)
+        assert summaries[name].count == len(x)
+        np.testing.assert_allclose(stats[name].mean, x.mean(axis=0), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(stats[name].std, x.std(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(
+            [stats[name].q01, stats[name].q99], np.quantile(x, [0.01, 0.99], axis=0), rtol=1e-9, atol=1e-12
+        )
+    frames, steps = np.array([0, 3, 3, 497]), np.array([0, 9, 2, 5])
+    for name, drawn in source.drawn(frames, steps).items():
+        values = run.before_normalisation(frames)[name]
+        assert np.array_equal(drawn, values if name == "state" else values[np.arange(4), steps])
+
+
+def test_openpi_reads_what_is_written(healthy, tmp_path):
+    stats, _ = exact_stats(load(healthy).all_before_normalisation())
+    save(stats, tmp_path / "norm_stats.json")
+    loaded = openpi("shared.normalize", "load")(tmp_path)
+    for name, own in stats.items():
+        for field in ("mean", "std", "q01", "q99"):
+            assert np.array_equal(getattr(loaded[name], field), getattr(own, field))
 
 
 def test_statistics_that_are_damaged(user, tmp_path):

@@ -95,7 +95,10 @@ def test_statistics_are_computed_or_read(tmp_path):
     reader = example(f"data.norm_stats={path}", "model.pi05=true")
     missing = reader.statistics()
     assert (missing.norm, missing.path, missing.stats) == ("quantile", path, None)
-    assert missing.command.endswith("--set model.pi05=true --set data.norm_stats=none")
+    assert missing.command.startswith("preflight norm-stats ")
+    assert missing.command.endswith("--set model.pi05=true --write")
+    assert missing.other_command.endswith("--set model.pi05=true --set data.norm_stats=none")
+    assert reader.statistics(read=False) == missing
     save(computed.stats, path)
     np.testing.assert_array_equal(reader.statistics().stats["actions"].q99, computed.stats["actions"].q99)
     path.write_text("{}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-
-from preflight.data.normalize import NormStats, compute
 
 
 def delta_mask(dims: Sequence[int]) -> Bool[np.ndarray, " m"]:
@@ -55,53 +53,67 @@ def to_delta(
     return relative
 
 
-def chunk_stats(
-    actions: Float32[np.ndarray, "n d"],
-    state: Float32[np.ndarray, "n s"],
+def chunk_values(
+    actions: Float32[np.ndarray, " n"],
+    state: Float32[np.ndarray, " n"],
     from_index: Int64[np.ndarray, " e"],
     to_index: Int64[np.ndarray, " e"],
     horizon: int,
-    mask: Bool[np.ndarray, " m"],
-) -> NormStats:
-    """Computes the statistics of all action chunks of all frames, after `to_delta`.
+    rows: int,
+) -> Iterator[Float32[np.ndarray, " k"]]:
+    """Makes one relative dimension's values of all action chunks, after `to_delta`.
 
-    They are taken over exactly the values that training sees, so an episode's last action counts as often as chunks
-    repeat it. A relative dimension depends on state and action: its [n, horizon] values are made, one dimension at a
-    time. An absolute one needs no more than each frame's action, counted as often as it occurs in chunks.
+    They are exactly the values that training sees, so an episode's last action comes as often as chunks repeat it.
 
     Args:
-        actions: Of all frames.
-        state: Of all frames.
+        actions: The dimension's action in each frame.
+        state: Its state in each frame.
         from_index: First frame of each episode.
         to_index: One after the last frame of each episode.
         horizon: Length of a chunk.
-        mask: The relative dimensions.
+        rows: Chunks in one array.
+
+    Yields:
+        The values of `rows` frames, the last of fewer; an array is valid until the next is asked for.
+    """
+    lengths = to_index - from_index
+    # Each episode with its last action repeated behind it: a chunk is then a window.
+    starts = from_index + np.arange(len(lengths)) * (horizon - 1)
+    padded = np.empty(len(actions) + len(lengths) * (horizon - 1), dtype=actions.dtype)
+    for start, first, last in zip(starts.tolist(), from_index.tolist(), to_index.tolist(), strict=True):
+        padded[start : start + last - first] = actions[first:last]
+        padded[start + last - first : start + last - first + horizon - 1] = actions[last - 1]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, horizon).T
+    state = np.ascontiguousarray(state)
+    buffer = np.empty((horizon, rows), dtype=actions.dtype)
+    filled = 0
+    for start, first, last in zip(starts.tolist(), from_index.tolist(), to_index.tolist(), strict=True):
+        at = first
+        while at < last:
+            take = min(last - at, rows - filled)
+            window = windows[:, start + at - first : start + at - first + take]
+            np.subtract(window, state[at : at + take], out=buffer[:, filled : filled + take])
+            at, filled = at + take, filled + take
+            if filled == rows:
+                yield buffer.reshape(-1)
+                filled = 0
+    if filled:
+        yield buffer[:, :filled].reshape(-1)
+
+
+def occurrences(
+    from_index: Int64[np.ndarray, " e"], to_index: Int64[np.ndarray, " e"], horizon: int
+) -> Int64[np.ndarray, " n"]:
+    """Counts the places in chunks that hold each frame's action.
+
+    Args:
+        from_index: First frame of each episode.
+        to_index: One after the last frame of each episode.
+        horizon: Length of a chunk.
 
     Returns:
-        The statistics of the d action dimensions.
+        For each frame at least 1; their sum is n * horizon.
     """
-    relative = np.zeros(actions.shape[1], dtype=bool)
-    relative[: len(mask)] = mask
-    lengths = to_index - from_index
-    last = np.repeat(to_index - 1, lengths)
-    frames = np.arange(len(actions))
-    columns: list[NormStats] = []
-    counts = _occurrences(from_index, to_index, horizon)
-    for dim in range(actions.shape[1]):
-        if relative[dim]:
-            values = np.empty((len(actions), horizon), dtype=np.float32)
-            for step in range(horizon):
-                values[:, step] = actions[np.minimum(frames + step, last), dim] - state[:, dim]
-            columns.append(compute(values.reshape(-1, 1)))
-        else:
-            columns.append(compute(actions[:, dim : dim + 1], counts))
-    return NormStats(
-        **{name: np.concatenate([getattr(c, name) for c in columns]) for name in ("mean", "std", "q01", "q99")}
-    )
-
-
-def _occurrences(from_index: np.ndarray, to_index: np.ndarray, horizon: int) -> np.ndarray:
-    """How many places in chunks hold each frame's action."""
     lengths = to_index - from_index
     position = np.arange(int(lengths.sum())) - np.repeat(from_index, lengths)
     counts = np.minimum(position + 1, horizon)

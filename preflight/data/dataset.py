@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,61 +11,24 @@ from jaxtyping import UInt8
 
 from preflight.config.schema import IMAGE_SIZE, IMAGE_SLOTS, DataConfig, ModelConfig
 from preflight.data import normalize
-from preflight.data.actions import action_chunk_indices, chunk_stats, delta_mask, to_delta
+from preflight.data.actions import action_chunk_indices, delta_mask, to_delta
 from preflight.data.columns import read_columns, require_feature
 from preflight.data.episodes import Episodes, read_episodes
 from preflight.data.images import read_image
+from preflight.data.locate import resolve_root
 from preflight.data.metadata import DatasetInfo, nearest, read_info
 from preflight.data.normalize import NormStats
 from preflight.data.prompts import require_room, tokenize_all
+from preflight.data.raw_values import RawValues
 from preflight.data.resize import resize_with_pad
 from preflight.data.shared_array import SharedArray
+from preflight.data.streamed_stats import exact_stats
 from preflight.data.tokenizer import tokenize
 from preflight.data.video import read_frame
 from preflight.errors import DataError, UsageError
 
 _UNUSED_SLOT = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
 _UNUSED_SLOT.flags.writeable = False
-
-
-def resolve_root(config: DataConfig) -> Path:
-    """Finds the folder of the configured dataset.
-
-    Args:
-        config: With `root`, or `repo_id` for LeRobot's own place, $HF_LEROBOT_HOME/<repo_id>; root comes first.
-
-    Returns:
-        The folder; whether it is a dataset, `read_info` says.
-
-    Raises:
-        UsageError: if neither is set or the repo_id is no "user/name".
-        DataError: if the repo_id is not downloaded.
-    """
-    if config.root is not None:
-        return config.root.expanduser()
-    if config.repo_id is None:
-        raise UsageError("the data config names no dataset", "Set data.root to a folder, or data.repo_id to user/name.")
-    path = PurePosixPath(config.repo_id)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise UsageError(f"data.repo_id must look like user/name, got {config.repo_id!r}")
-    home = _lerobot_home()
-    root = home / path
-    if not root.exists():
-        raise DataError(
-            f"{config.repo_id} is not downloaded: {root} does not exist",
-            f"Download it: hf download {config.repo_id} --repo-type dataset --local-dir {root} "
-            "(or set HF_LEROBOT_HOME to where your datasets are)",
-        )
-    return root
-
-
-def _lerobot_home() -> Path:
-    """LeRobot's rule (lerobot.utils.constants), without its import."""
-    if home := os.environ.get("HF_LEROBOT_HOME"):
-        return Path(home).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    hub = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(hub).expanduser() / "lerobot"
 
 
 class SampleDataset:
@@ -144,14 +107,26 @@ class SampleDataset:
             IndexError: if there is no such frame.
             DataError: if a camera's frame cannot be read.
         """
+        return self._transformed(self._decoded(index))
+
+    def sample_stages(self) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+        """How a sample is made, in stages (`preflight.runs.protocol.StagedDataset`): its frames, and all the rest."""
+        return ("decode", self._decoded), ("transform", self._transformed)
+
+    def _decoded(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
+        """The index and, by image slot, the cameras' frames as recorded."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a dataset with {len(self)} samples")
+        return index, {slot: self.camera_frame(index, key) for slot, key in self._cameras.items()}
+
+    def _transformed(self, decoded: tuple[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+        index, frames = decoded
         episode = self.episodes.of_frame(index)
         images, masks = {}, {}
         for slot in IMAGE_SLOTS:
-            key = self._cameras.get(slot)
-            images[slot] = _UNUSED_SLOT if key is None else resize_with_pad(self.camera_frame(index, key))
-            masks[slot] = np.bool_(key is not None)
+            used = slot in self._cameras
+            images[slot] = resize_with_pad(frames[slot]) if used else _UNUSED_SLOT
+            masks[slot] = np.bool_(used)
         state = self.column("state")[index]
         chunk = action_chunk_indices(index, int(self.episodes.to_index[episode]), self.model.action_horizon)
         actions = to_delta(self.column("actions")[chunk], state, self._mask)
@@ -180,6 +155,17 @@ class SampleDataset:
             float32[frames, d], in shared memory: not to be written to.
         """
         return self._columns[{"state": self.config.state, "actions": self.config.actions}[name]].array
+
+    def raw_values(self) -> RawValues:
+        """What is normalised, of all frames; nothing is copied."""
+        return RawValues(
+            state=self.column("state"),
+            actions=self.column("actions"),
+            from_index=self.episodes.from_index,
+            to_index=self.episodes.to_index,
+            mask=self._mask,
+            horizon=self.model.action_horizon,
+        )
 
     def camera_frame(self, index: int, key: str) -> UInt8[np.ndarray, "h w 3"]:
         """Reads a camera's frame as recorded.
@@ -223,11 +209,7 @@ class SampleDataset:
     def _stats(self) -> dict[str, NormStats]:
         state, actions = self.column("state"), self.column("actions")
         if (path := self.config.norm_stats) is None:
-            bounds = self.episodes.from_index, self.episodes.to_index
-            return {
-                "state": normalize.compute(state),
-                "actions": chunk_stats(actions, state, *bounds, self.model.action_horizon, self._mask),
-            }
+            return exact_stats(self.raw_values())[0]
         loaded = normalize.load(path.expanduser())
         if self.norm == "quantile" and any(np.isnan(loaded[name].q01).any() for name in ("state", "actions")):
             raise DataError(f"{path} has no quantiles", "Compute the statistics again, or use data.norm = 'zscore'.")

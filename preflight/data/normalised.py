@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from preflight.data.metadata import DatasetInfo
 from preflight.data.normalize import EPSILON, NormStats, normalize
+from preflight.data.streamed_stats import Summary, ValueSource, summarise
 
 Norm = Literal["zscore", "quantile"]
 
@@ -98,24 +98,47 @@ def dimension_labels(info: DatasetInfo, columns: Sequence[str], name: str, width
 
 
 def dimensions(
-    name: str, values: Float[np.ndarray, "n *chunk d"], stats: NormStats, norm: Norm, labels: Sequence[str]
+    source: ValueSource,
+    stats: Mapping[str, NormStats],
+    norm: Norm,
+    labels: Mapping[str, Sequence[str]],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Dimension]:
-    """Looks at each dimension before and after normalisation.
+    """Looks at each dimension before and after normalisation; the values are gone through once.
 
     Args:
-        name: "state" or "actions".
-        values: Before normalisation, by frame; all finite.
-        stats: Of at least these d dimensions; what is beyond them is left aside, as openpi does.
+        source: The values before normalisation; all finite.
+        stats: By "state" and "actions", of at least the values' dimensions; what is beyond them is left aside, as
+            openpi does.
         norm: The formula.
-        labels: Of the d dimensions.
+        labels: Of the dimensions.
+        progress: Told how many frames of how many have been seen.
 
     Returns:
         One a dimension, in their order.
     """
-    width = values.shape[-1]
-    flat = values.reshape(-1, width)
-    kept = NormStats(**{field.name: getattr(stats, field.name)[:width] for field in dataclasses.fields(stats)})
-    after = normalize(flat, kept, norm)
+    bounds = {name: _far_out(cut_to(stats[name], width), norm) for name, width in source.widths.items()}
+    summaries = summarise(source, bounds, progress=progress)
+    return [d for name in source.widths for d in described(name, summaries[name], stats[name], norm, labels[name])]
+
+
+def described(name: str, summary: Summary, stats: NormStats, norm: Norm, labels: Sequence[str]) -> list[Dimension]:
+    """The dimensions of a summary under statistics.
+
+    Args:
+        name: "state" or "actions".
+        summary: Of their values.
+        stats: Of at least these dimensions.
+        norm: The formula.
+        labels: Of the dimensions.
+
+    Returns:
+        One a dimension, in their order.
+    """
+    kept = cut_to(stats, len(summary.mean))
+    # Both formulas are straight lines: the extremes stay the extremes.
+    low, high = np.sort(normalize(np.stack([summary.low, summary.high]), kept, norm), axis=0)
     return [
         Dimension(
             name=name,
@@ -125,17 +148,32 @@ def dimensions(
             given_std=float(kept.std[index]),
             given_q01=float(kept.q01[index]),
             given_q99=float(kept.q99[index]),
-            low=float(flat[:, index].min()),
-            high=float(flat[:, index].max()),
-            # Float32 sums of so many values would be off by more than a narrow dimension's deviation.
-            mean=float(flat[:, index].mean(dtype=np.float64)),
-            std=float(flat[:, index].std(dtype=np.float64)),
-            normalised_low=float(after[:, index].min()),
-            normalised_high=float(after[:, index].max()),
-            share_far_out=float((np.abs(after[:, index]) > FAR_OUT[norm]).mean()),
+            low=float(summary.low[index]),
+            high=float(summary.high[index]),
+            mean=float(summary.mean[index]),
+            std=float(summary.std[index]),
+            normalised_low=float(low[index]),
+            normalised_high=float(high[index]),
+            share_far_out=float(summary.share_outside[index]),
         )
-        for index in range(width)
+        for index in range(len(summary.mean))
     ]
+
+
+def cut_to(stats: NormStats, width: int) -> NormStats:
+    """The statistics of the first dimensions."""
+    return NormStats(**{field.name: getattr(stats, field.name)[:width] for field in dataclasses.fields(stats)})
+
+
+def _far_out(stats: NormStats, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    """The values that are `FAR_OUT` after normalisation, float64[d] each; between them nothing is."""
+    far = FAR_OUT[norm]
+    if norm == "zscore":
+        reach = far * (stats.std + EPSILON)
+        return stats.mean - reach, stats.mean + reach
+    width = stats.q99 - stats.q01 + EPSILON
+    low, high = np.sort([stats.q01 + (1 - far) / 2 * width, stats.q01 + (1 + far) / 2 * width], axis=0)
+    return low, high
 
 
 def off_the_statistics(seen: Sequence[Dimension], norm: Norm) -> list[Dimension]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 
 from preflight.data.files import read_json
 from preflight.errors import DataError
@@ -33,17 +33,16 @@ class NormStats:
     q99: Float64[np.ndarray, " d"]
 
 
-def compute(x: Float[np.ndarray, "n d"], weights: Int64[np.ndarray, " n"] | None = None) -> NormStats:
+def compute(x: Float[np.ndarray, "n d"]) -> NormStats:
     """Computes exact statistics: sums in float64, quantiles of all values with linear interpolation.
 
     Args:
         x: One row a sample.
-        weights: How often each row counts (positive); none: once.
 
     Returns:
-        The statistics, as numpy gives them for the rows repeated so often.
+        The statistics, as numpy gives them.
     """
-    columns = [_column_stats(x[:, column], weights) for column in range(x.shape[1])]
+    columns = [_column_stats(x[:, column]) for column in range(x.shape[1])]
     mean, std, q01, q99 = np.array(columns, dtype=np.float64).reshape(-1, 4).T
     return NormStats(mean=mean, std=std, q01=q01, q99=q99)
 
@@ -125,8 +124,11 @@ def save(stats: Mapping[str, NormStats], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(stats_to_json(stats), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(json.dumps(stats_to_json(stats), indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def fit_to(stats: NormStats, width: int, name: str, path: Path) -> NormStats:
@@ -173,28 +175,16 @@ def _parse(entry: Any, name: str, path: Path) -> NormStats:
     return NormStats(**values)
 
 
-def _column_stats(column: np.ndarray, weights: np.ndarray | None) -> tuple[float, float, float, float]:
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(column), _BLOCK)]
-    total = len(column) if weights is None else int(weights.sum())
-
-    def block_sum(values: np.ndarray, block: slice) -> float:
-        return float(values.sum() if weights is None else values @ weights[block])
-
-    mean = sum(block_sum(column[block].astype(np.float64), block) for block in blocks) / total
-    variance = sum(block_sum((column[block].astype(np.float64) - mean) ** 2, block) for block in blocks) / total
-    return mean, variance**0.5, *_quantiles(column, weights, total)
-
-
-def _quantiles(column: np.ndarray, weights: np.ndarray | None, total: int) -> tuple[float, float]:
-    ranks = [q * (total - 1) for q in QUANTILES]
+def _column_stats(column: np.ndarray) -> tuple[float, float, float, float]:
+    blocks = [column[start : start + _BLOCK] for start in range(0, len(column), _BLOCK)]
+    mean = sum(float(block.astype(np.float64).sum()) for block in blocks) / len(column)
+    variance = sum(float(((block.astype(np.float64) - mean) ** 2).sum()) for block in blocks) / len(column)
+    ranks = [q * (len(column) - 1) for q in QUANTILES]
     below = [int(rank) for rank in ranks]
-    above = [min(rank + 1, total - 1) for rank in below]
-    if weights is None:
-        ordered = np.partition(column, sorted({*below, *above}))
-        at = {rank: float(ordered[rank]) for rank in (*below, *above)}
-    else:
-        order = np.argsort(column)
-        last_rank = np.cumsum(weights[order])
-        at = {r: float(column[order[np.searchsorted(last_rank, r, side="right")]]) for r in (*below, *above)}
-    low, high = (at[lo] + (at[hi] - at[lo]) * (r - lo) for r, lo, hi in zip(ranks, below, above, strict=True))
-    return low, high
+    above = [min(rank + 1, len(column) - 1) for rank in below]
+    ordered = np.partition(column, sorted({*below, *above}))
+    low, high = (
+        float(ordered[lo]) + (float(ordered[hi]) - float(ordered[lo])) * (rank - lo)
+        for rank, lo, hi in zip(ranks, below, above, strict=True)
+    )
+    return mean, variance**0.5, low, high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -38,10 +39,11 @@ class SharedArray:
             return _from_content, (self.array,)
         return _from_address, (os.getpid(), self._fd, os.fstat(self._fd).st_ino, self.array.shape, self.array.dtype)
 
-    def __del__(self) -> None:
+    # Bound early: when the interpreter ends, the module's names may be gone before the array is.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._fd is not None:
             # The mapping outlives the descriptor, and goes with the last view of the array.
-            os.close(self._fd)
+            close(self._fd)
             self._fd = None
 
 

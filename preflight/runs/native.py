@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from preflight.config.lora import freeze_patterns, is_lora, with_lora, without_lora
 from preflight.config.schema import DataConfig, TrainConfig
-from preflight.data.dataset import SampleDataset, resolve_root
+from preflight.data.dataset import SampleDataset
+from preflight.data.locate import resolve_root
 from preflight.data.metadata import read_info
 from preflight.errors import PreflightError
 from preflight.runs.protocol import Batch, Facts, Prompt, Run, Statistics, Weights, command_line
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from preflight.data.normalize import NormStats
-    from preflight.data.raw_values import RawValues
+    from preflight.data.raw_values import RawFiles, RawValues
     from preflight.models.fit import Fit
     from preflight.models.pi0 import Pi0
 
@@ -49,6 +50,7 @@ class NativeRun:
         self.config = config
         self.facts = _facts(config, reference or config.name, assignments)
         self._on_demo = on_demo
+        self._source: Path | None = None
         self._dataset: SampleDataset | None = None
         self._raw: RawValues | None = None
 
@@ -62,7 +64,9 @@ class NativeRun:
     def source(self) -> Path:
         """The dataset's folder; the demo dataset is made on first use."""
         if self.config.data.root is not None or self.config.data.repo_id is not None:
-            return resolve_root(self.config.data)
+            # Many ask, and in the Hub's cache files are counted for it.
+            self._source = self._source or resolve_root(self.config.data)
+            return self._source
         from preflight.data.demo import ensure_demo_dataset
 
         return ensure_demo_dataset(progress=self._on_demo)
@@ -90,27 +94,30 @@ class NativeRun:
         """Those of the config."""
         return tuple(dict.fromkeys(self.config.data.cameras.values()))
 
-    def statistics(self) -> Statistics:
+    def statistics(self, *, read: bool = True) -> Statistics:
         """The config's file, or what is computed when the dataset is opened."""
         from preflight.data import normalize
 
         norm = self.config.data.norm or self.config.model.default_norm
+        command = command_line(self.facts, "norm-stats", "--write")
         if (path := self.config.data.norm_stats) is None:
-            return Statistics(norm=norm, path=None, stats=self._computed())
+            return Statistics(norm=norm, path=None, stats=self._computed() if read else None, command=command)
         path = path.expanduser()
-        stats = normalize.load(path) if path.exists() else None
+        stats = normalize.load(path) if read and path.exists() else None
         if stats is not None:
             widths = self._widths()
             stats = {name: normalize.fit_to(stats[name], widths[name], name, path) for name in ("state", "actions")}
-        command = command_line(self.facts, "check", "--set", "data.norm_stats=none")
-        return Statistics(norm=norm, path=path, stats=stats, command=command)
+        without = command_line(self.facts, "check", "--set", "data.norm_stats=none")
+        return Statistics(norm=norm, path=path, stats=stats, command=command, other_command=without)
 
     def _computed(self) -> dict[str, NormStats]:
+        from preflight.data.streamed_stats import exact_stats
+
         try:
             return self.dataset().stats
         except PreflightError:
             # Something else may be wrong with it, of which this is not the place to speak.
-            return self._raw_values().stats()
+            return exact_stats(self._raw_values())[0]
 
     def _widths(self) -> dict[str, int]:
         from preflight.data.columns import require_feature
@@ -123,14 +130,24 @@ class NativeRun:
         """See `preflight.data.raw_values.RawValues.at`."""
         return self._raw_values().at(frames)
 
+    def all_before_normalisation(self) -> RawFiles:
+        """From the parquet files, two blocks of them in memory at a time."""
+        from preflight.data.episodes import read_episodes
+        from preflight.data.raw_values import RawFiles
+
+        info = read_info(self.source())
+        return RawFiles(info, read_episodes(info), self.config.data, self.config.model)
+
     def _raw_values(self) -> RawValues:
-        from preflight.data.raw_values import raw_values_of, read_raw_values
+        from preflight.data.episodes import read_episodes
+        from preflight.data.raw_values import read_raw_values
 
         if self._raw is None:
             try:
-                self._raw = raw_values_of(self.dataset())
+                self._raw = self.dataset().raw_values()
             except PreflightError:
-                self._raw = read_raw_values(self._data(), self.config.model)
+                info = read_info(self.source())
+                self._raw = read_raw_values(info, read_episodes(info), self.config.data, self.config.model)
         return self._raw
 
     def prompts(self) -> dict[int, Prompt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from preflight.data.normalize import NormStats
+    from preflight.data.streamed_stats import ValueSource
     from preflight.models.fit import Fit
 
 Batch = dict[str, Any]
@@ -26,6 +28,17 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+
+class StagedDataset(MapDataset, Protocol):
+    """A map-style dataset that tells its stages apart, so that a benchmark can time each; no dataset needs to."""
+
+    def sample_stages(self) -> Sequence[tuple[str, Callable[[Any], Any]]]:
+        """The stages of making a sample by name, in order: "decode", "transform".
+
+        The first takes the index, each other one what the one before it gave; the last gives the sample.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,10 +86,13 @@ class Statistics:
 
     norm: Literal["zscore", "quantile"]
     path: Path | None  # the file they are read from; None: computed from the dataset when it is opened
-    stats: dict[str, NormStats] | None  # by "state" and "actions"; None: the file is not there
+    stats: dict[str, NormStats] | None  # by "state" and "actions"; None: the file is not there, or was not read
     elsewhere: tuple[Path, ...] = ()  # files that were written where this run does not look
     remote: str | None = None  # the address that the file would be fetched from
+    fetched: bool = False  # whether that address is where the file belongs, be it fetched already or not
     command: str | None = None  # computes them
+    other_command: str | None = None  # the stack's own way to do without, or to compute them
+    other_decodes: bool = False  # whether that decodes every picture of the dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,8 +155,11 @@ class Run(Protocol):
         """
         ...
 
-    def statistics(self) -> Statistics:
+    def statistics(self, *, read: bool = True) -> Statistics:
         """The normalisation statistics.
+
+        Args:
+            read: Whether the file is read, or they are computed; else no more is said than where they belong.
 
         Raises:
             DataError: The file is there and cannot be read.
@@ -158,6 +177,14 @@ class Run(Protocol):
 
         Raises:
             DataError: The dataset lacks what the transforms ask for, or a transform fails.
+        """
+        ...
+
+    def all_before_normalisation(self) -> ValueSource:
+        """The same of all frames, to be gone through in blocks; they are never held together.
+
+        Raises:
+            DataError: The dataset is damaged or lacks what the transforms ask for, here or while it is gone through.
         """
         ...
 
@@ -270,7 +297,7 @@ def command_line(facts: Facts, command: str, *words: str) -> str:
 
     Args:
         facts: The run's.
-        command: "check", "train" or "bench-loader".
+        command: "check", "train", "bench-loader" or "norm-stats".
         words: Further words; a `--set` among them takes the place of the run's own of the same key.
     """
     replaced = {words[i + 1].partition("=")[0] for i, word in enumerate(words) if word == "--set"}

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preflight.config.schema import DataConfig as OwnDataConfig
+from preflight.data.locate import lerobots_root
 from preflight.errors import DataError, NotCovered, PreflightError
 from preflight.runs.openpi.cache import MissingTokenizer, NotCachedError, cached, fetch_command, from_cache, place_of
 from preflight.runs.openpi.facts import FORMATS, facts_of
 from preflight.runs.openpi.install import ONE_AT_A_TIME, openpi
-from preflight.runs.openpi.samples import OpenpiSamples, users_error
-from preflight.runs.protocol import Prompt, Statistics
+from preflight.runs.openpi.samples import HandedOver, OpenpiSamples, users_error
+from preflight.runs.protocol import Prompt, Statistics, command_line
 
 if TYPE_CHECKING:
     from preflight.runs.openpi.raw_frames import RawFrames
+    from preflight.runs.openpi.transformed_frames import TransformedFrames
 
 _FAKE = "fake"  # the repo_id of FakeDataConfig
 _RLDS = "RLDS data (rlds_data_dir) is streamed by TensorFlow; preflight looks at LeRobot datasets"
@@ -58,8 +59,6 @@ class OpenpiData:
 
     def source(self) -> Path | None:
         """`$HF_LEROBOT_HOME/<repo_id>`, as LeRobot has it; None for openpi's fake data."""
-        from preflight.data.dataset import resolve_root
-
         data = self.data_config()
         if data.rlds_data_dir is not None:
             raise NotCovered(_RLDS)
@@ -70,7 +69,7 @@ class OpenpiData:
                 f"{self.facts.name} names no dataset: it is a config for inference",
                 "give it one with --set data.repo_id=user/name, or choose a config for training",
             )
-        return resolve_root(OwnDataConfig(repo_id=data.repo_id))
+        return lerobots_root(data.repo_id)
 
     def dataset(self) -> OpenpiSamples:
         """The dataset of openpi with all transforms; opened once."""
@@ -91,7 +90,8 @@ class OpenpiData:
             try:
                 with ONE_AT_A_TIME:
                     raw = create(data, model.action_horizon, model)
-                self._dataset = OpenpiSamples(transform(raw, data), root)
+                    apart = transform(HandedOver(), data)
+                self._dataset = OpenpiSamples(transform(raw, data), root, raw=raw, transformed=apart)
             except Exception as error:
                 raise users_error("openpi cannot open the dataset", error) from error
         return self._dataset
@@ -122,7 +122,7 @@ class OpenpiData:
 
         return tuple(key for key in frames.info.camera_keys if seen(key))
 
-    def statistics(self) -> Statistics:
+    def statistics(self, *, read: bool = True) -> Statistics:
         """The file that openpi reads, below `assets_dir/asset_id`, and where its script writes it."""
         from preflight.data import normalize
 
@@ -136,10 +136,13 @@ class OpenpiData:
         return Statistics(
             norm="quantile" if data.use_quantile_norm else "zscore",
             path=path,
-            stats=normalize.load(path) if path.is_file() else None,
+            stats=normalize.load(path) if read and path.is_file() else None,
             elsewhere=(written,) if written.is_file() and written != path else (),
             remote=url if place is None and "://" in url else None,
-            command=f"uv run scripts/compute_norm_stats.py --config-name {self.facts.name}",
+            fetched="://" in url,
+            command=command_line(self.facts, "norm-stats", "--write"),
+            other_command=f"uv run scripts/compute_norm_stats.py --config-name {self.facts.name}",
+            other_decodes=True,
         )
 
     def before_normalisation(self, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -147,6 +150,12 @@ class OpenpiData:
         raw = self._raw_frames()
         samples = [self._transformed(raw.item(int(frame))) for frame in frames]
         return {key: np.stack([np.asarray(_made(sample, key)) for sample in samples]) for key in ("state", "actions")}
+
+    def all_before_normalisation(self) -> TransformedFrames:
+        """The same of all frames, some hundred of them at a time."""
+        from preflight.runs.openpi.transformed_frames import TransformedFrames
+
+        return TransformedFrames(len(self._raw_frames()), self.before_normalisation)
 
     def prompts(self) -> dict[int, Prompt]:
         """Through all transforms up to the tokenizer, with blank pictures.

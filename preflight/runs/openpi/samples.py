@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ class OpenpiSamples:
     Args:
         dataset: What `transform_dataset` gives.
         root: The dataset's folder, None for made-up samples.
+        raw: What `dataset` transforms.
+        transformed: What `transform_dataset` gives for a `HandedOver`: gives the transformed of a raw item.
     """
 
-    def __init__(self, dataset: Any, root: Path | None) -> None:
+    def __init__(self, dataset: Any, root: Path | None, *, raw: Any = None, transformed: Any = None) -> None:
         self._dataset = dataset
+        self._raw = raw
+        self._transformed = transformed
         self.root = root
 
     def __len__(self) -> int:
@@ -55,13 +60,33 @@ class OpenpiSamples:
             raise
         except Exception as error:
             raise users_error(f"sample {index} cannot be made", error) from error
-        return {key: _plain(sample[key]) for key in KEYS if sample.get(key) is not None}
+        return _of_the_model(sample)
+
+    def sample_stages(self) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+        """What LeRobot's reader does, and the transforms (`preflight.runs.protocol.StagedDataset`)."""
+        if self._raw is None or self._transformed is None:
+            return (("sample", self.__getitem__),)
+        return (
+            ("decode", self._raw.__getitem__),
+            ("transform", lambda item: _of_the_model(self._transformed[item])),
+        )
+
+
+class HandedOver:
+    """A dataset whose item is what it is asked with, so that `transform_dataset` of it is the transforms alone."""
+
+    def __getitem__(self, item: Any) -> Any:
+        return item
 
 
 def users_error(what: str, error: Exception) -> DataError:
     """An error of the user's own transforms or config, with their line."""
     where = user_line(error, or_ours=False)
     return DataError(f"{what}: {one_line(error)}" + (f" (at {where})" if where else ""))
+
+
+def _of_the_model(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: _plain(sample[key]) for key in KEYS if sample.get(key) is not None}
 
 
 def _plain(value: Any) -> Any:
