@@ -49,8 +49,8 @@ def decide(
     candidates = [point for point in fitting if point.num_workers > 0] or fitting
     fastest = max(candidates, key=lambda point: point.samples_per_s.median)
     best = max(candidates, key=lambda point: _over_the_run(point, samples).median)
-    least = _over_the_run(best, samples).lo
-    level = [point for point in candidates if _over_the_run(point, samples).hi >= least]
+    bar = _over_the_run(best, samples).lo
+    level = [point for point in candidates if _over_the_run(point, samples).hi >= bar]
     meeting = [point for point in level if _meets(point, demand_samples_per_s)]
     chosen = (meeting or level)[0]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from bench.cpu_time import THIS_THREAD, cpu_seconds, iowait_seconds, queued_seconds, read_queued
+from bench.disk import read_bytes
 from bench.memory_watch import MemorySample, MemoryWatch
 from bench.statistics import BLOCK_S, batches_in_turn, warmup_batches
 from preflight.telemetry.memory import tree_pids
@@ -34,6 +37,11 @@ class LoaderSlice:
     first_batch_s: float  # from constructing the loader to its first batch
     intervals_s: list[float]  # between consecutive batches, after warm-up
     cpu_s: float  # CPU time over the intervals, of the workers and their children (0 workers: of this process)
+    queued_s: float | None  # likewise, the time in line for a CPU; None where the kernel does not count it
+    read_bytes: int | None  # likewise, read from block devices; None where nobody may know
+    consumer_s: float  # CPU time of the thread that took the batches, for taking them
+    consumer_queued_s: float | None  # its time in line for a CPU; None where the kernel does not count it
+    iowait_s: float | None  # of the whole machine: idle CPUs while a disk was asked for something
     seconds: float  # from the first batch to the end, warm-up included
     batch_bytes: int
     batches_taken: int
@@ -68,12 +76,15 @@ def measure_slice(
         for _ in range(warmup - 1):
             next(batches)
         pids = loader.worker_pids()
-        cpu = _cpu_seconds(pids)
+        before, queued_before = _readings(pids), read_queued(THIS_THREAD)
+        consumer_s = 0.0
         warm_at = last = time.perf_counter()
         ask_at = warm_at + MIN_MEASURED_S
         intervals: list[float] = []
         while True:
+            consumer_began = time.thread_time()
             next(batches)
+            consumer_s += time.thread_time() - consumer_began
             now = time.perf_counter()
             intervals.append(now - last)
             last = now
@@ -85,11 +96,16 @@ def measure_slice(
                 if enough(intervals):
                     break
                 ask_at = now + 2 * BLOCK_S
-        cpu = _cpu_seconds(pids) - cpu
+        after, queued_after = _readings(pids), read_queued(THIS_THREAD)
     return LoaderSlice(
         first_batch_s=first_at - started,
         intervals_s=intervals,
-        cpu_s=cpu,
+        cpu_s=after.cpu_s - before.cpu_s,
+        queued_s=_grown(before.queued_s, after.queued_s),
+        read_bytes=_grown(before.read_bytes, after.read_bytes),
+        consumer_s=consumer_s,
+        consumer_queued_s=_grown(queued_before, queued_after),
+        iowait_s=_grown(before.iowait_s, after.iowait_s),
         seconds=last - first_at,
         batch_bytes=batch_bytes,
         batches_taken=warmup + len(intervals),
@@ -98,19 +114,22 @@ def measure_slice(
     )
 
 
-def _cpu_seconds(worker_pids: tuple[int, ...]) -> float:
-    if not worker_pids:
-        return time.process_time()
-    import psutil
+class _Readings(NamedTuple):
+    cpu_s: float
+    queued_s: float | None
+    read_bytes: int | None
+    iowait_s: float | None
 
-    total = 0.0
-    for pid in {pid for worker in worker_pids for pid in tree_pids(worker)}:
-        try:
-            times = psutil.Process(pid).cpu_times()
-        except psutil.Error:
-            continue  # gone in between: its time is now among its parent's children
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+
+def _readings(worker_pids: tuple[int, ...]) -> _Readings:
+    pids = {pid for worker in worker_pids for pid in tree_pids(worker)} or {os.getpid()}
+    cpu = cpu_seconds(pids) if worker_pids else time.process_time()
+    return _Readings(cpu, queued_seconds(pids), read_bytes(pids), iowait_seconds())
+
+
+def _grown(before: Any, after: Any) -> Any:
+    # What is summed over threads falls when one of them ends.
+    return None if before is None or after is None else max(0, after - before)
 
 
 def _nbytes(batch: Any) -> int:

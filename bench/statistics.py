@@ -63,21 +63,52 @@ def median_interval(*rounds: Sequence[float] | np.ndarray, seed: int = 0) -> Est
         rounds: The values of each round; together at least one. Fewer than ``MIN_RESAMPLED`` give their range.
         seed: Of the resampling; the same values and seed give the same interval.
     """
-    arrays = [array for values in rounds if (array := np.asarray(values, dtype=np.float64)).size]
-    if not arrays:
-        raise ValueError("a median needs at least one value")
+    arrays = _nonempty(rounds)
     pooled = np.concatenate(arrays)
     median = float(np.median(pooled))
     if pooled.size < MIN_RESAMPLED:
         return Estimate(median, float(pooled.min()), float(pooled.max()))
+    lo, hi = np.quantile(_resampled_medians(arrays, np.random.default_rng(seed)), [0.025, 0.975])
+    return Estimate(median, float(lo), float(hi))
+
+
+def median_ratio(
+    new: Sequence[Sequence[float] | np.ndarray], old: Sequence[Sequence[float] | np.ndarray], *, seed: int = 0
+) -> Estimate:
+    """The ratio of two medians, new to old, with its 95 % interval: both are resampled, independently of each other.
+
+    Args:
+        new: The values of each round; together at least one, all positive.
+        old: Likewise. Fewer than ``MIN_RESAMPLED`` values on either side give the range that the ratio can have.
+        seed: Of the resampling.
+    """
+    new_arrays, old_arrays = _nonempty(new), _nonempty(old)
+    new_pooled, old_pooled = np.concatenate(new_arrays), np.concatenate(old_arrays)
+    ratio = float(np.median(new_pooled) / np.median(old_pooled))
+    if min(new_pooled.size, old_pooled.size) < MIN_RESAMPLED:
+        return Estimate(ratio, float(new_pooled.min() / old_pooled.max()), float(new_pooled.max() / old_pooled.min()))
+    rng = np.random.default_rng(seed)
+    ratios = _resampled_medians(new_arrays, rng) / _resampled_medians(old_arrays, rng)
+    lo, hi = np.quantile(ratios, [0.025, 0.975])
+    return Estimate(ratio, float(lo), float(hi))
+
+
+def _nonempty(rounds: Sequence[Sequence[float] | np.ndarray]) -> list[np.ndarray]:
+    arrays = [array for values in rounds if (array := np.asarray(values, dtype=np.float64)).size]
+    if not arrays:
+        raise ValueError("a median needs at least one value")
+    return arrays
+
+
+def _resampled_medians(arrays: list[np.ndarray], rng: np.random.Generator) -> Float[np.ndarray, " resamples"]:
+    """Each round's place is taken by a round drawn at random, each of its blocks by a block of that round."""
+    pooled = np.concatenate(arrays)
     sizes = np.array([array.size for array in arrays])
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    rng = np.random.default_rng(seed)
-    # Each round's place is taken by a round drawn at random, each of its blocks by a block of that round.
     drawn = np.repeat(rng.integers(sizes.size, size=(_RESAMPLES, sizes.size)), sizes, axis=1)
     within = (rng.random((_RESAMPLES, pooled.size)) * sizes[drawn]).astype(np.int64)
-    lo, hi = np.quantile(np.median(pooled[starts[drawn] + within], axis=1), [0.025, 0.975])
-    return Estimate(median, float(lo), float(hi))
+    medians: np.ndarray = np.median(pooled[starts[drawn] + within], axis=1)
+    return medians
 
 
 def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:

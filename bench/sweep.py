@@ -8,6 +8,9 @@ its expense. No two slices read the same batches, so that none finds the other's
 worker loads one batch: it brings up the server that forks the workers, which would otherwise be charged to the first
 point, and shows early whether the dataset loads at all.
 
+With ``cold`` the dataset's pages are dropped from the page cache before each slice, so that every point is measured as
+a first epoch would be; what a slice reads twice it finds in the cache, as an epoch does.
+
 A point ends after all rounds, when its time is up, or, from the second round on, when its interval is narrow enough.
 What the figures mean is in ``bench.statistics``.
 """
@@ -16,13 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.attribution import Attribution, attribute
+from bench.bottleneck import Bottleneck, bottleneck
 from bench.decision import decide
+from bench.disk import mount_of_files
 from bench.loader_slice import Loader, LoaderSlice, measure_slice
 from bench.memory_watch import sample_memory
+from bench.page_cache import PageCache, drop, resident_share, total_bytes
 from bench.results import MIB, MemoryBudget, PointResult, SweepResult
 from bench.statistics import (
     MIN_RESAMPLED,
@@ -63,6 +71,10 @@ def sweep(
     loader: LoaderFactory = BatchLoader,
     config: str | None = None,
     stack: str | None = None,
+    files: Sequence[Path] = (),
+    cold: bool = False,
+    attribution_s: float = 0.0,
+    run_samples: float | None = None,
 ) -> SweepResult:
     """Measure a map-style dataset's loading with several numbers of workers and recommend one.
 
@@ -80,13 +92,22 @@ def sweep(
         loader: Makes a loader; for ``BatchLoader``'s arguments.
         config: Name for the result.
         stack: Likewise.
+        files: What the dataset reads its samples from, for the page cache's state and the file system's kind; of a
+            LeRobot dataset `bench.page_cache.dataset_files` tells.
+        cold: Whether to drop these files from the page cache before each slice.
+        attribution_s: Seconds for telling apart what a sample's time goes into (`bench.attribution`), after the points;
+            0 leaves it and the bottleneck out.
+
+        run_samples: How many samples the training will load, where known: start-up is weighed against that.
 
     Raises:
-        UsageError: The dataset is smaller than a batch, or an argument is out of range.
+        UsageError: The dataset is smaller than a batch, or an argument is out of range or missing.
         DataError: The dataset failed at some index.
         PreflightError: A worker was killed, or no batch came in time.
     """
     counts = sorted(check_workers(workers))
+    if cold and not files:
+        raise UsageError("The dataset's files are not known, so they cannot be dropped from the page cache.")
     _check_sizes(dataset, batch_size, max_seconds, rounds, demand_samples_per_s)
 
     batches_read = 0
@@ -100,6 +121,14 @@ def sweep(
             start_batch=batches_read,
             prefetch_factor=_PREFETCH_FACTOR,
         )
+
+    resident = resident_share(files)
+    left: list[float] = []  # in the page cache after each dropping
+
+    def cool() -> None:
+        if cold:
+            drop(files)
+            left.append(resident_share(files) or 0.0)
 
     before = sample_memory(())
     held_mib = (before.others_pss or before.workers_uss) / MIB if before else 0.0
@@ -131,6 +160,7 @@ def sweep(
             if done and (left_s < 0.5 * max_seconds / rounds or (_is_narrow(points[num_workers], done))):
                 continue
             rates = [_rates(past.intervals_s, batch_size, num_workers) for past in done]
+            cool()
             measured = measure_slice(
                 partial(open_loader, num_workers),
                 num_workers=num_workers,
@@ -152,7 +182,22 @@ def sweep(
         usable_cpus=usable_cpus().count,
         demand_samples_per_s=demand_samples_per_s,
         not_measured=not_measured,
+        samples=run_samples,
     )
+    found: Attribution | None = None
+    limit: Bottleneck | None = None
+    if attribution_s > 0:
+        cool()
+        found = attribute(
+            dataset,
+            batch_size=batch_size,
+            num_workers=max(counts),
+            seed=seed,
+            start_sample=batches_read * batch_size,
+            seconds=attribution_s,
+            loader=loader,
+        )
+        limit = bottleneck(ordered, found, usable_cpus=usable_cpus().count, mount=mount_of_files(files))
     return SweepResult(
         batch_size=batch_size,
         environment=environment(),
@@ -164,6 +209,13 @@ def sweep(
         config=config,
         stack=stack,
         not_measured=not_measured,
+        attribution=found,
+        bottleneck=limit,
+        page_cache=PageCache(
+            resident_share=resident, bytes=total_bytes(files), cold=cold, left_share=max(left, default=None)
+        )
+        if files
+        else None,
     )
 
 
@@ -209,12 +261,13 @@ def _point(num_workers: int, slices: list[LoaderSlice], *, batch_size: int, seed
     others = [sample.others_pss for sample in samples if sample.others_pss is not None]
     pss = [sample.workers_pss for sample in samples if sample.workers_pss is not None]
     slope, error = _growth(num_workers, slices)
+    seconds = float(intervals.sum())
     return PointResult(
         num_workers=num_workers,
         samples_per_s=median_interval(*rates, seed=seed),
         batch_interval_s=percentiles(intervals),
         first_batch_s=float(np.median([one.first_batch_s for one in slices])),
-        cpu_cores_used=sum(one.cpu_s for one in slices) / float(intervals.sum()),
+        cpu_cores_used=sum(one.cpu_s for one in slices) / seconds,
         pss_mib=max(pss) / num_workers / MIB if num_workers and pss else None,
         uss_mib=max(sample.workers_uss for sample in samples) / num_workers / MIB if num_workers and samples else None,
         growth_per_min_mib=slope,
@@ -222,7 +275,22 @@ def _point(num_workers: int, slices: list[LoaderSlice], *, batch_size: int, seed
         queued_mib=num_workers * _PREFETCH_FACTOR * max(one.batch_bytes for one in slices) / MIB,
         parent_mib=max(others) / MIB if others else None,
         intervals_s=tuple(tuple(one.intervals_s) for one in slices),
+        cpu_queued_cores=_per_second([one.queued_s for one in slices], seconds),
+        consumer_share=_consumer_share(slices, seconds) if num_workers else None,
+        disk_read_mib_per_s=_per_second([one.read_bytes for one in slices], seconds * MIB),
+        iowait_cores=_per_second([one.iowait_s for one in slices], seconds),
     )
+
+
+def _consumer_share(slices: list[LoaderSlice], seconds: float) -> float:
+    busy = sum(one.consumer_s for one in slices)
+    in_line = sum(one.consumer_queued_s or 0.0 for one in slices)
+    return busy / max(busy, seconds - in_line)
+
+
+def _per_second(values: Sequence[float | None], seconds: float) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / seconds if len(known) == len(values) else None
 
 
 def _growth(num_workers: int, slices: list[LoaderSlice]) -> tuple[float | None, float | None]:

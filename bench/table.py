@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 
+from bench.comparison import Comparison, PointComparison
 from bench.decision import workers_text
-from bench.results import PointResult, SweepResult
+from bench.notes import notes
+from bench.results import PartialSweep, PointResult, SweepResult
 from bench.statistics import TARGET_RELATIVE_HALF_WIDTH, UNSTABLE_RELATIVE_HALF_WIDTH
 
 
-def render_table(result: SweepResult, *, width: int = 100) -> str:
+def render_table(result: SweepResult | PartialSweep, *, width: int = 100) -> str:
     """Points as a table, then the recommendation and the memory line; no colour, no control characters.
 
     Args:
-        result: Of ``bench.sweep``.
+        result: Of ``bench.sweep``, or what is left of one.
         width: Columns that text is wrapped to.
     """
     import rich.box
@@ -33,8 +35,9 @@ def render_table(result: SweepResult, *, width: int = 100) -> str:
         "growth\nMiB/min",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
+    recommended = None if isinstance(result, PartialSweep) else result.recommended_num_workers
     for point in result.points:
-        mark = "> " if point.num_workers == result.recommended_num_workers else ""
+        mark = "> " if point.num_workers == recommended else ""
         table.add_row(
             f"{mark}{point.num_workers}",
             f"{point.samples_per_s}",
@@ -45,7 +48,10 @@ def render_table(result: SweepResult, *, width: int = 100) -> str:
             _whole(point.uss_mib),
             _growth(point),
         )
-    lines = [f"Recommended: {result.reason}", _memory_line(result)]
+    if isinstance(result, PartialSweep):
+        lines = [_partial_line(result)]
+    else:
+        lines = [f"Recommended: {result.reason}", _memory_line(result), *notes(result)]
     lines += [_unstable_line(point) for point in result.points if _is_unstable(point)]
     # Written to a buffer, as the caller decides where it goes; a given width does not ask for a terminal.
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, highlight=False)
@@ -54,6 +60,43 @@ def render_table(result: SweepResult, *, width: int = 100) -> str:
         console.print(Text(line))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines()) + "\n"
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """A line for each number of workers, or for each thing that keeps two results from being compared."""
+    named = f"Against the baseline {comparison.baseline}"
+    if not comparison.comparable:
+        lines = [f"  {one.field}: {one.here} here, {one.there} there" for one in comparison.differences]
+        return "\n".join([f"{named}: not comparable, these differ.", *lines]) + "\n"
+    differing = "; ".join(f"{note.field} {note.here} here, {note.there} there" for note in comparison.notes)
+    lines = [f"{named} ({differing}):" if differing else f"{named}:"]
+    lines += [f"  {workers_text(point.num_workers)}: {_against(point)}" for point in comparison.points]
+    lines += [f"  {workers_text(number)}: not in the baseline" for number in comparison.unmatched]
+    return "\n".join(lines) + "\n"
+
+
+def _against(point: PointComparison) -> str:
+    ratio = point.ratio
+    text = (
+        f"{point.verdict}, {ratio.median:.2f}x [{ratio.lo:.2f}, {ratio.hi:.2f}] "
+        f"(samples/s: {point.here} against {point.there})"
+    )
+    if point.memory_verdict not in (None, "no difference"):
+        (pss, old_pss), (uss, old_uss) = point.pss_mib, point.uss_mib
+        text += (
+            f"; {point.memory_verdict} RAM a worker, {_whole(pss)} MiB PSS and {_whole(uss)} USS "
+            f"against {_whole(old_pss)} and {_whole(old_uss)}"
+        )
+    if ratio.relative_half_width > UNSTABLE_RELATIVE_HALF_WIDTH:
+        text += "; too unstable to build on"
+    return text
+
+
+def _partial_line(result: PartialSweep) -> str:
+    measured = {point.num_workers for point in result.points}
+    missing = [str(number) for number in result.asked if number not in measured]
+    reached = f"; {', '.join(missing)} workers were not reached" if missing else ""
+    return f"Partial: the sweep ended before its time{reached}. These figures are less certain, nothing is recommended."
 
 
 def _milliseconds(seconds: float) -> str:

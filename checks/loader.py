@@ -10,6 +10,8 @@ from preflight.runs import command_line
 
 
 def _throughput(context: CheckContext) -> Outcome:
+    from bench.notes import notes
+
     facts = context.run.facts
     result, own = loader_sweep(context), configured_point(context)
     if own is None:
@@ -29,6 +31,9 @@ def _throughput(context: CheckContext) -> Outcome:
         "first_batch_s": round(own.first_batch_s, 2),
         "cpu_cores_used": round(own.cpu_cores_used, 2),
     }
+    limit, evidence = result.bottleneck, tuple(notes(result))
+    if limit is not None:
+        measured["bottleneck"] = limit.name
     summary = (
         f"{rate.median:,.0f} samples/s [{rate.lo:,.0f}, {rate.hi:,.0f}] with {facts.num_workers} workers, "
         f"a batch of {facts.batch_size} every {facts.batch_size / rate.median:.2f} s, first batch after "
@@ -44,8 +49,11 @@ def _throughput(context: CheckContext) -> Outcome:
             return warned(
                 f"{summary}; the GPU would wait for data {1 - rate.median / low:.0%} of the time: {asked}",
                 measured=measured,
+                evidence=evidence,
                 hint=Hint(
-                    text="more workers on more cores, fewer or smaller pictures, or data on a local disk; measure them",
+                    text="more workers on more cores, fewer or smaller pictures, or data on a local disk; measure them"
+                    if limit is None
+                    else "; ".join(limit.advice),
                     commands=(command_line(facts, "bench-loader", "--workers", _workers_to_try(context)),),
                 ),
             )
@@ -58,12 +66,13 @@ def _throughput(context: CheckContext) -> Outcome:
             f"{summary}; {best.num_workers} workers were faster: {best.samples_per_s.median:,.0f} samples/s "
             f"[{best.samples_per_s.lo:,.0f}, {best.samples_per_s.hi:,.0f}]",
             measured=measured,
+            evidence=evidence,
             hint=Hint(
                 text="measure it at length",
                 commands=(command_line(facts, "bench-loader", "--workers", workers),),
             ),
         )
-    return passed(summary, measured=measured)
+    return passed(summary, measured=measured, evidence=evidence)
 
 
 def _workers_to_try(context: CheckContext) -> str:
@@ -85,7 +94,8 @@ CHECKS = (
         doc="Runs the run's own loader (real worker processes, real decoding) for a few seconds at the "
         "configured number of workers and at two, and warns when the other is clearly faster, beyond both "
         "intervals. Where the GPU is known (--target, or one is here), its peak and the step's operations "
-        "say what the loader must deliver: it warns when a step at 35 % of the peak would already wait. `preflight "
-        "bench-loader` does the same at length.",
+        "say what the loader must deliver: it warns when a step at 35 % of the peak would already wait, names "
+        "what limits the loader (decoding, transforms, CPUs, the disk, a network file system, the parent) and what "
+        "helps against that. `preflight bench-loader` does the same at length.",
     ),
 )

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
 # Seconds a point: enough for an interval of a few per cent, short enough for a checklist.
 _MAX_SECONDS = 4.0
+_ATTRIBUTION_S = 2.0
 
 
 def loader_sweep(context: CheckContext) -> SweepResult:
     """Measures the loader at the run's own number of workers and at a few; once for all checks."""
 
     def measure() -> SweepResult:
+        from bench.page_cache import dataset_files
         from bench.sweep import sweep
 
         facts = context.run.facts
@@ -26,12 +28,15 @@ def loader_sweep(context: CheckContext) -> SweepResult:
             min(2, max(1, facts.num_workers)),
             min(8, max(1, int(context.probes.cpus().count))),
         }
+        folder = context.run.source()
         return sweep(
             context.run.dataset(),
             batch_size=facts.batch_size,
             workers=tuple(sorted(workers)),
             max_seconds=_MAX_SECONDS,
             seed=facts.seed,
+            files=dataset_files(folder) if folder is not None else (),
+            attribution_s=_ATTRIBUTION_S,
         )
 
     return context.once("loader-sweep", measure)

@@ -57,3 +57,25 @@ class FailsAt(Latency):
         if index == self.bad:
             raise ValueError(f"frame {index} is torn")
         return super().__getitem__(index)
+
+
+class Staged(Latency):
+    """Every sample is made in two stages, each of a fixed CPU time."""
+
+    def __init__(self, *, decode_s: float, transform_s: float, length: int = 4096) -> None:
+        super().__init__(0.0, length=length)
+        self.decode_s = decode_s
+        self.transform_s = transform_s
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self._transform(self._decode(index))
+
+    def sample_stages(self) -> tuple[tuple[str, object], ...]:
+        return ("decode", self._decode), ("transform", self._transform)
+
+    def _decode(self, index: int) -> int:
+        Busy(self.decode_s)[index]
+        return index
+
+    def _transform(self, index: int) -> dict[str, np.ndarray]:
+        return Busy(self.transform_s)[index]
