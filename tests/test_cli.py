@@ -45,7 +45,17 @@ def test_what_must_be_fast_imports_nothing_heavy(words):
 
 def test_help_names_every_command(tmp_path):
     text = preflight("--help", cwd=tmp_path).stdout
-    for command in ("check", "bench-loader", "train", "list-configs", "list-checks", "explain", "demo-data", "env"):
+    for command in (
+        "check",
+        "bench-loader",
+        "train",
+        "list-configs",
+        "list-checks",
+        "explain",
+        "norm-stats",
+        "demo-data",
+        "env",
+    ):
         assert re.search(rf"^  {command} ", text, re.MULTILINE), command
 
 

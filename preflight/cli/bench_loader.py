@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from preflight.cli.kept_sweep import json_text, measured
 from preflight.cli.options import (
     ConfigArgument,
     OpenpiOption,
@@ -18,10 +20,10 @@ from preflight.cli.options import (
     judged_for,
     one_of,
     open_run,
-    output_file,
 )
 
 if TYPE_CHECKING:
+    from bench.results import SweepResult
     from preflight.runs import Run
 
 
@@ -40,15 +42,52 @@ def bench_loader(
     ] = None,
     target: TargetOption = None,
     max_seconds: Annotated[float, typer.Option("--max-seconds", metavar="S", help="At most, for each point.")] = 20.0,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Drop the dataset's files from the page cache before each slice.")
+    ] = False,
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text or json.")] = "text",  # noqa: A002
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", metavar="FILE", help="Also write the JSON there.", show_default=False),
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Also write the JSON there, as far as it is known after each slice of a measurement.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw throughput and RAM there: .svg, .png or .pdf.", show_default=False
+        ),
+    ] = None,
+    save: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--save",
+            metavar="NAME",
+            help="Keep the result as a baseline: .preflight/bench/NAME.json below this folder, as it belongs to the "
+            "project and not into a cache.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--compare",
+            metavar="NAME",
+            help="Say for each number of workers whether it is faster or slower than in that baseline.",
+            show_default=False,
+        ),
     ] = None,
     openpi: OpenpiOption = None,
     set_: SetOption = [],  # noqa: B006
 ) -> int:
-    """Measure how many samples/s the loader delivers with 2, 4, 8, … workers, and what each costs in RAM."""
+    """Measure how many samples/s the loader delivers with 2, 4, 8, … workers, and what each costs in RAM.
+
+    Interrupted with Ctrl-C, or when the dataset fails, it shows what was measured until then. Exit codes: 0 measured,
+    2 usage or config, 3 the dataset or a worker failed, 130 interrupted.
+    """
     from bench.workers_argument import parse_workers
 
     one_of("--format", format, ("text", "json"))
@@ -59,34 +98,81 @@ def bench_loader(
         raise UsageError(f"--max-seconds must be more than 0, not {max_seconds:g}")
     if demand is not None and not demand > 0:
         raise UsageError(f"--demand must be more than 0, not {demand:g}")
+    _require_places(output, plot, save)
+    from bench.baseline import load_baseline, save_baseline
+
+    baseline = None if compare is None else load_baseline(compare)
     run, _ = open_run(config, stack, set_, openpi)
     from preflight.data.loader import start_worker_server
 
     # The server's imports run beside ours.
     start_worker_server(run.facts.worker_modules)
-    from bench.sweep import sweep
-    from bench.table import render_table
+    from bench.comparison import compare as compared_with
+    from bench.table import render_comparison, render_table
 
-    facts = run.facts
     said = ""
     if demand is None:
         demand, said = _demand_of_the_step(run, target)
-    with output_file(output) as file:
-        result = sweep(
-            run.dataset(),
-            batch_size=facts.batch_size,
-            workers=counts,
-            max_seconds=max_seconds,
-            seed=facts.seed,
-            demand_samples_per_s=demand,
-            config=facts.name,
-            stack=facts.stack,
-        )
-        text = json.dumps(result.to_json(), indent=2) + "\n"
-        if file is not None:
-            file.write(text)
-        sys.stdout.write(text if format == "json" else render_table(result) + said)
+    result = measured(
+        run, counts, max_seconds=max_seconds, demand=demand, cold=cold, as_json=format == "json", output=output
+    )
+    comparison = None if baseline is None else compared_with(result, baseline)
+    text = json_text(result, comparison)
+    table = render_table(result) + said + ("" if comparison is None else render_comparison(comparison))
+    sys.stdout.write(text if format == "json" else table)
+    sys.stdout.flush()
+    if output is not None:
+        _write(output, text)
+    if save is not None:
+        _say(f"Baseline: {save_baseline(result, save)}")
+    if plot is not None:
+        _draw(result, plot)
     return 0
+
+
+def _require_places(output: Path | None, plot: Path | None, save: str | None) -> None:
+    """Tries all that is to be written, before anything is measured: a wrong path should cost no minute."""
+    from preflight.errors import UsageError
+    from preflight.whole_file import require_writable
+
+    if output is not None:
+        require_writable("--output", output)
+    if plot is not None:
+        from bench.plot import require_plottable
+
+        require_plottable("--plot", plot)
+        if output is not None and os.path.realpath(output) == os.path.realpath(plot):
+            raise UsageError(f"--output and --plot are the same file, {plot}")
+    if save is not None:
+        from bench.baseline import require_saveable
+
+        require_saveable(save)
+
+
+def _write(path: Path, text: str) -> None:
+    from preflight.errors import UsageError
+    from preflight.whole_file import write_whole
+
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UsageError(f"--output {path} cannot be written: {error.strerror or error}") from None
+
+
+def _draw(result: SweepResult, path: Path) -> None:
+    from bench.plot import save_plot
+    from preflight.errors import UsageError
+
+    try:
+        save_plot(result, path)
+    except OSError as error:
+        raise UsageError(f"--plot {path} cannot be written: {error.strerror or error}") from None
+    _say(f"Plot: {path}")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, AttributeError):  # stderr may be closed, or None
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _demand_of_the_step(run: Run, target: str | None) -> tuple[float | None, str]:

@@ -32,7 +32,7 @@ def require_writable(path: Path | None, output: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--contact-sheet {path}: the sheet is a PNG picture", f"name it {path.with_suffix('.png')}")
+        raise UsageError(f"--contact-sheet {path}: the sheet is a PNG picture", f"name it {path.stem or 'sheet'}.png")
     refused = f"--contact-sheet {path} cannot be written: "
     try:
         if output is not None and os.path.realpath(output) == os.path.realpath(path):

@@ -37,6 +37,9 @@ def train(
     after_checks: Annotated[
         bool, typer.Option("--after-checks", help="Run the checklist first; start only when it is cleared.")
     ] = False,
+    auto_workers: Annotated[
+        bool, typer.Option("--auto-workers", help="Measure the loader first and use the number of workers it asks for.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what the run's folder holds.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's newest checkpoint.")] = False,
     trainer: Annotated[
@@ -73,6 +76,12 @@ def train(
     folder = run_folder(run.facts, exp_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     refuse_folder(folder, overwrite=overwrite, resume=resume)
 
+    if auto_workers:
+        from preflight.cli.auto_workers import measured_workers
+
+        # Before the checks, so that they judge the run as it will be.
+        if (workers := measured_workers(run)) not in (None, run.facts.num_workers):
+            run, project = open_run(config, stack, [*set_, f"num_workers={workers}"], openpi)
     clearance = None
     if after_checks:
         clearance = _clear(run, project, ignore, folder, overwrite, resume)

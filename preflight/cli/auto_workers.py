@@ -1,0 +1,45 @@
+"""`train --auto-workers`: the number of loader workers, measured before the run starts."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from preflight.errors import PreflightError
+
+if TYPE_CHECKING:
+    from preflight.runs import Run
+
+# A few seconds a point: what is chosen among differs by more than what a long measurement would tell apart.
+_SECONDS_A_POINT = 6.0
+
+
+def measured_workers(run: Run, *, demand_samples_per_s: float | None = None) -> int | None:
+    """Measures the loader with one worker, a worker for every other core and one for each, and says what it chose.
+
+    Args:
+        run: Its own number of workers is measured, too.
+        demand_samples_per_s: What the training step consumes, where known.
+
+    Returns:
+        The number to use; None where the loader could not be measured: the checks say what is wrong with it.
+    """
+    from bench.sweep import sweep
+    from preflight.telemetry.cpus import usable_cpus
+
+    facts, cores = run.facts, max(1, int(usable_cpus().count))
+    try:
+        result = sweep(
+            run.dataset(),
+            batch_size=facts.batch_size,
+            workers=tuple({1, max(1, cores // 2), cores, max(1, facts.num_workers)}),
+            max_seconds=_SECONDS_A_POINT,
+            seed=facts.seed,
+            demand_samples_per_s=demand_samples_per_s,
+            run_samples=facts.batch_size * facts.num_train_steps,
+        )
+    except PreflightError as error:
+        sys.stderr.write(f"--auto-workers: the loader could not be measured: {error.message}\n")
+        return None
+    sys.stdout.write(f"Workers: {result.reason}\n\n")
+    return result.recommended_num_workers
