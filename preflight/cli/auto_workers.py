@@ -14,28 +14,30 @@ if TYPE_CHECKING:
 _SECONDS_A_POINT = 6.0
 
 
-def measured_workers(run: Run, *, demand_samples_per_s: float | None = None) -> int | None:
+def measured_workers(run: Run, *, seconds_a_point: float = _SECONDS_A_POINT) -> int | None:
     """Measures the loader with one worker, a worker for every other core and one for each, and says what it chose.
 
     Args:
         run: Its own number of workers is measured, too.
-        demand_samples_per_s: What the training step consumes, where known.
+        seconds_a_point: For each number, from its first batches to its last.
 
     Returns:
         The number to use; None where the loader could not be measured: the checks say what is wrong with it.
     """
     from bench.sweep import sweep
+    from preflight.data.loader import start_worker_server
     from preflight.telemetry.cpus import usable_cpus
 
     facts, cores = run.facts, max(1, int(usable_cpus().count))
     try:
+        start_worker_server(facts.worker_modules)
         result = sweep(
             run.dataset(),
             batch_size=facts.batch_size,
             workers=tuple({1, max(1, cores // 2), cores, max(1, facts.num_workers)}),
-            max_seconds=_SECONDS_A_POINT,
+            max_seconds=seconds_a_point,
             seed=facts.seed,
-            demand_samples_per_s=demand_samples_per_s,
+            demand_samples_per_s=_demand(run),
             run_samples=facts.batch_size * facts.num_train_steps,
         )
     except PreflightError as error:
@@ -43,3 +45,12 @@ def measured_workers(run: Run, *, demand_samples_per_s: float | None = None) -> 
         return None
     sys.stdout.write(f"Workers: {result.reason}\n\n")
     return result.recommended_num_workers
+
+
+def _demand(run: Run) -> float | None:
+    """What a step on the GPU that is here consumes at the least; None without one."""
+    from checks.context import CheckContext
+    from checks.device import step_roofline
+
+    bounds = step_roofline(CheckContext(run=run))
+    return bounds.demand_samples_per_s[0] if bounds is not None and bounds.tells else None
