@@ -252,4 +252,5 @@ def add_camera(root, key):
     shutil.copytree(videos / "observation.images.cam_high", videos / key)
     info = json.loads((root / "meta" / "info.json").read_text())
     info["features"][key] = info["features"]["observation.images.cam_high"]
+    info["total_videos"] *= 2
     (root / "meta" / "info.json").write_text(json.dumps(info))
