@@ -87,6 +87,8 @@ def _norm_stats(context: CheckContext) -> Outcome:
         )
     if surplus := _surplus(stats, values):
         return warned(surplus[0], measured=measured, evidence=surplus, hint=_compute_again(statistics))
+    if statistics.model_norm not in (None, statistics.norm):
+        return _other_formula(context, statistics, measured)
     if statistics.path is None:  # computed from the data a moment ago
         return _passed(seen, statistics, measured)
     if off := off_the_statistics(seen, statistics.norm):
@@ -276,6 +278,20 @@ def _of_other_data(
     )
 
 
+def _other_formula(context: CheckContext, statistics: Statistics, measured: Mapping[str, Any]) -> Outcome:
+    settable = "data.norm" in context.run.facts.settings
+    return warned(
+        f"data are normalised by {statistics.norm}, the model wants {statistics.model_norm}: pi0 was pretrained on "
+        "z-scores, pi0.5 and FAST on quantiles, and pi0.5 reads its state from bins between -1 and 1",
+        measured=measured,
+        expected={"norm": statistics.model_norm},
+        hint=Hint(
+            text="leave the choice to the model" + ("" if settable else ": openpi's use_quantile_norm"),
+            commands=with_settings(context, "data.norm=none") if settable else (),
+        ),
+    )
+
+
 def _compute_again(statistics: Statistics) -> Hint:
     return Hint(
         text=f"compute the statistics again, from this dataset and with this config's transforms{_slow(statistics)}",
@@ -313,8 +329,8 @@ CHECK = Check(
     run=_norm_stats,
     doc="Looks for the file of statistics where the run looks for it, then normalises up to 4,096 frames, spread "
     "evenly over the dataset (at level full all of them), from the parquet columns alone and through the run's own "
-    "transforms. It fails where "
-    "statistics are missing, too short or not finite, and where a value ends up beyond 100: a dimension that hardly "
-    "moved when they were computed. It warns where means, deviations or quantiles are so far from the data's that they "
-    "are of another dataset or of other transforms. A dimension that never moves and stays in range is no fault.",
+    "transforms. It fails where statistics are missing, too short or not finite, and where a value ends up beyond 100: "
+    "a dimension that hardly moved when they were computed. It warns where means, deviations or quantiles are so far "
+    "from the data's that they are of another dataset or of other transforms, or where the formula is not the model's. "
+    "A dimension that never moves and stays in range is no fault.",
 )

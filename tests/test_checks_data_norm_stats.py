@@ -44,7 +44,7 @@ def at(array, index, value):
 
 def given(stats, norm="zscore", path=Path("/assets/norm_stats.json"), **changes):
     """A run whose reader answers with these statistics, as a stack other than ours may."""
-    statistics = Statistics(norm=norm, path=path, stats=stats, command="compute them", **changes)
+    statistics = Statistics(norm=norm, model_norm=None, path=path, stats=stats, command="compute them", **changes)
     return altered(context(), statistics=lambda: statistics)
 
 
@@ -304,3 +304,9 @@ def test_all_frames_of_real_data_are_silent(tmp_path, root, norm):
     setting = written(tmp_path, own_statistics(*same))
     full, part = (said(context(*same, setting, level=level)) for level in ("full", "standard"))
     assert (full.status, full.measured) == ("pass", part.measured)  # of 498 frames a part is all of them
+
+
+def test_a_formula_that_the_model_does_not_want_is_a_warning():
+    outcome = the_one_that_speaks(context("model.pi05=true", "data.norm=zscore"), "data.norm-stats", "warn")
+    assert outcome.summary.startswith("data are normalised by zscore, the model wants quantile: ")
+    assert outcome.hint.commands[0].endswith("--set data.norm=none")

@@ -98,17 +98,21 @@ class NativeRun:
         """The config's file, or what is computed when the dataset is opened."""
         from preflight.data import normalize
 
-        norm = self.config.data.norm or self.config.model.default_norm
+        model = self.config.model
+        norm = self.config.data.norm or model.default_norm
+        # pi0.5 reads the state from 256 bins between -1 and 1; pi0 from scratch learns either.
+        wanted = model.default_norm if model.pi05 or self.config.weights is not None else None
         command = command_line(self.facts, "norm-stats", "--write")
         if (path := self.config.data.norm_stats) is None:
-            return Statistics(norm=norm, path=None, stats=self._computed() if read else None, command=command)
+            stats = self._computed() if read else None
+            return Statistics(norm=norm, model_norm=wanted, path=None, stats=stats, command=command)
         path = path.expanduser()
         stats = normalize.load(path) if read and path.exists() else None
         if stats is not None:
             widths = self._widths()
             stats = {name: normalize.fit_to(stats[name], widths[name], name, path) for name in ("state", "actions")}
         without = command_line(self.facts, "check", "--set", "data.norm_stats=none")
-        return Statistics(norm=norm, path=path, stats=stats, command=command, other_command=without)
+        return Statistics(norm=norm, model_norm=wanted, path=path, stats=stats, command=command, other_command=without)
 
     def _computed(self) -> dict[str, NormStats]:
         from preflight.data.streamed_stats import exact_stats

@@ -85,6 +85,7 @@ class Statistics:
     """The normalisation statistics of a run, and where they come from."""
 
     norm: Literal["zscore", "quantile"]
+    model_norm: Literal["zscore", "quantile"] | None  # what the model, or its pretrained weights, want; None: either
     path: Path | None  # the file they are read from; None: computed from the dataset when it is opened
     stats: dict[str, NormStats] | None  # by "state" and "actions"; None: the file is not there, or was not read
     elsewhere: tuple[Path, ...] = ()  # files that were written where this run does not look

@@ -135,6 +135,8 @@ class OpenpiData:
         written = Path(self.config.assets_dirs) / str(data.repo_id) / "norm_stats.json"
         return Statistics(
             norm="quantile" if data.use_quantile_norm else "zscore",
+            # As openpi's own data configs have it (DataConfigFactory.create_base_config).
+            model_norm="zscore" if self.config.model.model_type.value == "pi0" else "quantile",
             path=path,
             stats=normalize.load(path) if read and path.is_file() else None,
             elsewhere=(written,) if written.is_file() and written != path else (),
