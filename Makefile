@@ -14,7 +14,7 @@ PINS_INSTALL = $(BIN)/uv pip install --quiet --constraint constraints-openpi.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats clean
+.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats bench-selftest clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ bench-data: setup ## Make datasets of 10 000 episodes and time the check of thei
 
 bench-norm-stats: setup ## Make a dataset of a million frames and time its normalisation statistics
 	$(BIN)/python -m bench.norm_stats
+
+bench-selftest: setup ## Measure datasets whose figures are known, and tell what the loader benchmark misses
+	$(BIN)/python -m bench.selftest
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preflight needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'

@@ -1,4 +1,4 @@
-"""Statistics of the loader benchmark: blocks of batch intervals, medians with an interval, percentiles, slopes.
+"""Statistics of the loader benchmark: blocks of batch intervals, medians with an interval, outliers.
 
 How throughput is estimated. With ``n`` workers, ``n`` batches are made side by side and tend to arrive in bunches: of
 ``n`` intervals one is long and the others are almost nothing, so ``batch_size / median(interval)`` is not a rate of
@@ -54,6 +54,16 @@ class Estimate:
         """For people: ``412 [405, 419]``."""
         digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
         return f"{self.median:.{digits}f} [{self.lo:.{digits}f}, {self.hi:.{digits}f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outliers:
+    """Turns outside Tukey's fences; they stay in all figures."""
+
+    mild: int  # beyond 1.5 interquartile ranges from the quartiles, not beyond 3
+    severe: int  # beyond 3
+    turns: int  # all of them
+    excess_share: float  # of the time of all turns: what the slow outliers took beyond a median turn
 
 
 def median_interval(*rounds: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
@@ -127,6 +137,54 @@ def warmup_batches(num_workers: int, prefetch_factor: int) -> int:
     return max(1, num_workers * prefetch_factor)
 
 
+def turn_durations(intervals: Sequence[float] | np.ndarray, num_workers: int) -> Float[np.ndarray, " turns"]:
+    """Seconds of each whole turn in one uninterrupted series of batch intervals; an incomplete last one is dropped."""
+    turn = batches_in_turn(num_workers)
+    whole = len(intervals) // turn
+    durations: np.ndarray = np.asarray(intervals[: whole * turn], dtype=np.float64).reshape(whole, turn).sum(axis=1)
+    return durations
+
+
+def turn_outliers(rounds: Sequence[Sequence[float]], num_workers: int) -> Outliers:
+    """Turns outside Tukey's fences, of all rounds together.
+
+    Turns and not intervals, since of the intervals of a turn one is long and the others are almost nothing.
+
+    Args:
+        rounds: Batch intervals of each round, in seconds.
+        num_workers: Sets the length of a turn.
+    """
+    turns = np.concatenate([np.empty(0), *(turn_durations(one, num_workers) for one in rounds)])
+    if not turns.size:
+        return Outliers(mild=0, severe=0, turns=0, excess_share=0.0)
+    low, median, high = np.percentile(turns, [25, 50, 75])
+    beyond = np.maximum(low - turns, turns - high)  # distance from the box; negative within it
+    # Tukey's fences, with criterion's names for them.
+    mild, severe = beyond > 1.5 * (high - low), beyond > 3 * (high - low)
+    slow = turns[mild & (turns > high)]
+    total = float(turns.sum())
+    return Outliers(
+        mild=int((mild & ~severe).sum()),
+        severe=int(severe.sum()),
+        turns=int(turns.size),
+        excess_share=float((slow - median).sum()) / total if total else 0.0,
+    )
+
+
+def rounds_apart(*rounds: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, ...] | None:
+    """The rounds' medians, where the slowest round's interval ends below the fastest's; None where the rounds agree.
+
+    Args:
+        rounds: The values of each round; one with fewer than ``MIN_RESAMPLED`` has no interval and is left out.
+        seed: Of the resampling.
+    """
+    found = [median_interval(values, seed=seed) for values in rounds if len(values) >= MIN_RESAMPLED]
+    if len(found) < 2:
+        return None
+    slowest, fastest = (choose(found, key=lambda one: one.median) for choose in (min, max))
+    return tuple(one.median for one in found) if slowest.hi < fastest.lo else None
+
+
 def block_rates(
     intervals: Sequence[float] | np.ndarray, *, batch_size: int, num_workers: int, block_s: float = BLOCK_S
 ) -> Float[np.ndarray, " n"]:
@@ -142,13 +200,9 @@ def block_rates(
         One value a block; what is left at the end and shorter than a block is dropped, unless it is all there is.
     """
     turn = batches_in_turn(num_workers)
-    whole = len(intervals) // turn
-    if whole == 0:
-        return np.empty(0)
-    turn_s = np.asarray(intervals[: whole * turn], dtype=np.float64).reshape(whole, turn).sum(axis=1)
     rates: list[float] = []
     turns, seconds = 0, 0.0
-    for duration in turn_s:
+    for duration in turn_durations(intervals, num_workers):
         turns += 1
         seconds += float(duration)
         if seconds >= block_s:
@@ -157,34 +211,3 @@ def block_rates(
     if not rates and seconds > 0:
         rates.append(turns * turn * batch_size / seconds)
     return np.asarray(rates)
-
-
-def pooled_slope(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[float, float] | None:
-    """The common least-squares slope of several series, each with its own intercept.
-
-    The rounds of a benchmark start their workers anew, so that only the growth within a round is growth.
-
-    Args:
-        series: Pairs of times and values.
-
-    Returns:
-        Slope and its standard error, in units of value per unit of time; None where fewer than three points are left
-        after the intercepts have been fitted.
-    """
-    centred_t, centred_v, freedom = [], [], -1
-    for times, values in series:
-        if len(times) < 2:
-            continue
-        t, v = np.asarray(times, dtype=np.float64), np.asarray(values, dtype=np.float64)
-        centred_t.append(t - t.mean())
-        centred_v.append(v - v.mean())
-        freedom += len(t) - 1
-    if freedom < 2:
-        return None
-    t, v = np.concatenate(centred_t), np.concatenate(centred_v)
-    spread = float(t @ t)
-    if spread == 0:
-        return None
-    slope = float(t @ v) / spread
-    error = float(np.sqrt(np.sum((v - slope * t) ** 2) / freedom / spread))
-    return slope, error

@@ -8,7 +8,11 @@ from bench.comparison import Comparison, PointComparison
 from bench.decision import workers_text
 from bench.notes import notes
 from bench.results import PartialSweep, PointResult, SweepResult
-from bench.statistics import TARGET_RELATIVE_HALF_WIDTH, UNSTABLE_RELATIVE_HALF_WIDTH
+from bench.stability import is_unstable
+from bench.statistics import TARGET_RELATIVE_HALF_WIDTH
+
+# Outliers are worth a line where an epoch takes so much longer than the median rate says.
+_NOTABLE_EXCESS = 0.05
 
 
 def render_table(result: SweepResult | PartialSweep, *, width: int = 100) -> str:
@@ -52,7 +56,8 @@ def render_table(result: SweepResult | PartialSweep, *, width: int = 100) -> str
         lines = [_partial_line(result)]
     else:
         lines = [f"Recommended: {result.reason}", _memory_line(result), *notes(result)]
-    lines += [_unstable_line(point) for point in result.points if _is_unstable(point)]
+    lines += [_outlier_line(point) for point in result.points if point.outliers.excess_share >= _NOTABLE_EXCESS]
+    lines += [_unstable_line(point) for point in result.points if is_unstable(point.samples_per_s)]
     # Written to a buffer, as the caller decides where it goes; a given width does not ask for a terminal.
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None, highlight=False)
     console.print(table)
@@ -87,7 +92,7 @@ def _against(point: PointComparison) -> str:
             f"; {point.memory_verdict} RAM a worker, {_whole(pss)} MiB PSS and {_whole(uss)} USS "
             f"against {_whole(old_pss)} and {_whole(old_uss)}"
         )
-    if ratio.relative_half_width > UNSTABLE_RELATIVE_HALF_WIDTH:
+    if is_unstable(ratio):
         text += "; too unstable to build on"
     return text
 
@@ -127,12 +132,19 @@ def _memory_line(result: SweepResult) -> str:
     )
 
 
-def _is_unstable(point: PointResult) -> bool:
-    return point.samples_per_s.relative_half_width > UNSTABLE_RELATIVE_HALF_WIDTH
+def _outlier_line(point: PointResult) -> str:
+    found = point.outliers
+    kinds = [f"{number} {name}" for number, name in ((found.mild, "mild"), (found.severe, "severe")) if number]
+    turn = "batch" if point.num_workers <= 1 else f"turn of {point.num_workers} batches"
+    return (
+        f"Outliers: {workers_text(point.num_workers)}, {' and '.join(kinds)} among {found.turns}; the slow ones took "
+        f"{found.excess_share:.0%} of the time beyond a usual {turn}. The median leaves that out, an epoch does not."
+    )
 
 
 def _unstable_line(point: PointResult) -> str:
+    reasons = point.unstable_because or ("Close what else runs on this machine, or give it more time (--max-seconds).",)
     return (
         f"Unstable: {workers_text(point.num_workers)} varied by ±{point.samples_per_s.relative_half_width:.0%} "
-        f"(aim: {TARGET_RELATIVE_HALF_WIDTH:.0%}). Close what else runs on this machine, or give it more time."
+        f"(aim: {TARGET_RELATIVE_HALF_WIDTH:.0%}). {' '.join(reasons)}"
     )

@@ -9,13 +9,13 @@ import jsonschema
 import numpy as np
 import pytest
 from healthy import context
-from known_datasets import Busy, FailsAt, Latency, Staged
 
 import bench
 from bench.attribution import Attribution, Stage, attribute
 from bench.bottleneck import Bottleneck, bottleneck
 from bench.cpu_time import iowait_seconds, queued_seconds
 from bench.disk import Mount
+from bench.known_datasets import Busy, FailsAt, Latency, Staged
 from bench.notes import notes
 from bench.results import PointResult
 from bench.statistics import Estimate

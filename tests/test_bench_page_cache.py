@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from known_datasets import Latency
 
 import bench
 from bench import page_cache
 from bench.disk import Mount, mount_of, mount_of_files, read_bytes
+from bench.known_datasets import Latency
 from bench.page_cache import dataset_files, drop, resident_share, total_bytes
 from preflight.errors import UsageError
 

@@ -7,7 +7,9 @@ from bench.statistics import (
     block_rates,
     median_interval,
     percentiles,
-    pooled_slope,
+    rounds_apart,
+    turn_durations,
+    turn_outliers,
     warmup_batches,
 )
 
@@ -81,32 +83,56 @@ def test_blocks_are_whole_turns_and_long_enough() -> None:
     assert block_rates([0.01], batch_size=5, num_workers=2).size == 0  # not even a turn
 
 
+def test_turns_are_whole() -> None:
+    assert turn_durations([0.3, 0.1, 0.2, 0.2, 0.9], 2) == pytest.approx([0.4, 0.4])
+    assert turn_durations([0.3, 0.1], 0) == pytest.approx([0.3, 0.1])
+    assert turn_durations([0.3], 2).size == 0
+
+
+def test_bunched_intervals_have_no_outliers_and_a_stalled_turn_is_one() -> None:
+    # Of the intervals of 4 workers three quarters are nothing: by themselves a quarter of them were severe outliers.
+    rng = np.random.default_rng(0)
+    rounds = [[x for turn in rng.uniform(0.38, 0.42, 50) for x in (turn, 1e-5, 1e-5, 1e-5)] for _ in range(2)]
+    quiet = turn_outliers(rounds, 4)
+    assert (quiet.mild, quiet.severe, quiet.turns, quiet.excess_share) == (0, 0, 100, 0.0)
+    assert turn_outliers(rounds, 1).severe > 90
+    rounds[1][8:8] = [3.4, 0.0, 0.0, 0.0]
+    stalled = turn_outliers(rounds, 4)
+    assert (stalled.mild, stalled.severe, stalled.turns) == (0, 1, 101)
+    assert stalled.excess_share == pytest.approx(3.0 / 43.4, rel=0.02)
+
+
+def test_tukeys_fences_are_where_they_are_said_to_be() -> None:
+    # Quartiles 2 and 4, whatever is added: mild from 4 + 1.5 * 2 = 7, severe from 4 + 3 * 2 = 10.
+    box = [1.0, 2.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 4.0, 5.0] * 20
+    for added, expected in ((6.9, (0, 0)), (7.1, (1, 0)), (9.9, (1, 0)), (10.1, (0, 1)), (0.0, (0, 0))):
+        found = turn_outliers([[*box, added]], 0)
+        assert (found.mild, found.severe) == expected
+
+
+def test_fast_outliers_are_counted_and_cost_no_time() -> None:
+    found = turn_outliers([[0.100 + 0.0001 * (i % 5) for i in range(50)] + [0.01]], 1)
+    assert (found.mild, found.severe, found.excess_share) == (0, 1, 0.0)
+
+
+def test_no_whole_turn_has_no_outliers() -> None:
+    assert turn_outliers([[0.1]], 4).turns == 0
+    assert turn_outliers([], 4).turns == 0
+
+
+def test_rounds_lie_apart_only_beyond_their_intervals() -> None:
+    rng = np.random.default_rng(0)
+    slow, fast = rng.normal(180, 3, 20), rng.normal(200, 3, 20)
+    medians = rounds_apart(fast, slow, fast)
+    assert medians == pytest.approx((np.median(fast), np.median(slow), np.median(fast)))
+    assert rounds_apart(slow, slow[::-1] + 0.5) is None
+    assert rounds_apart(slow) is None
+    assert rounds_apart(slow[:3], fast) is None  # three values have no interval
+
+
 def test_percentiles_are_of_the_raw_intervals() -> None:
     assert percentiles(np.arange(1, 102) / 1000) == pytest.approx({"p50": 0.051, "p95": 0.096, "p99": 0.1})
 
 
 def test_warmup_is_all_that_can_have_been_prefetched() -> None:
     assert [warmup_batches(n, 2) for n in (0, 1, 8)] == [1, 2, 16]
-
-
-def test_pooled_slope_ignores_the_level_of_each_round() -> None:
-    rng = np.random.default_rng(0)
-    series = []
-    for level in (100.0, 500.0, 50.0):
-        t = np.sort(rng.uniform(0, 6, 12))
-        series.append((t, level + 3.0 * t + rng.normal(0, 0.5, 12)))
-    fitted = pooled_slope(series)
-    assert fitted is not None
-    slope, error = fitted
-    assert abs(slope - 3.0) < 3 * error
-    assert 0.01 < error < 0.1
-    assert pooled_slope([([0.0, 1.0], [1.0, 2.0])]) is None
-    assert pooled_slope([([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0])]) is None
-
-
-def test_slope_of_one_series_is_least_squares() -> None:
-    t, v = np.array([0.0, 1.0, 2.0, 5.0]), np.array([1.0, 4.0, 2.0, 9.0])
-    fitted = pooled_slope([(t, v)])
-    assert fitted is not None
-    coefficients, covariance = np.polyfit(t, v, 1, cov=True)
-    assert fitted == pytest.approx((coefficients[0], np.sqrt(covariance[0, 0])))

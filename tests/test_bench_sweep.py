@@ -10,9 +10,9 @@ from pathlib import Path
 import jsonschema
 import psutil
 import pytest
-from known_datasets import MIB, Busy, FailsAt, Holding, Latency
 
 import bench
+from bench.known_datasets import MIB, Busy, FailsAt, Holding, Latency
 from bench.table import render_table
 from bench.workers_argument import CAP_AT_LEAST
 from preflight.data.loader import BatchLoader
@@ -172,9 +172,8 @@ def test_interrupting_leaves_no_process_and_keeps_what_was_measured(tmp_path: Pa
     program = tmp_path / "interrupted.py"
     program.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
         "import bench\n"
-        "from known_datasets import Latency\n"
+        "from bench.known_datasets import Latency\n"
         "if __name__ == '__main__':\n"
         "    bench.sweep(Latency(0.005), batch_size=4, workers=(1, 2), max_seconds=1.6, rounds=2,\n"
         "                on_point=lambda point: print(point.num_workers, point.samples_per_s.median, flush=True))\n"

@@ -1,4 +1,6 @@
-"""Datasets whose cost is known, to hold the benchmark's figures against; numpy only, as workers import this."""
+"""Datasets whose cost is known, to hold the benchmark's figures against (`bench.selftest`, the tests)."""
+
+from __future__ import annotations
 
 import time
 
@@ -8,7 +10,12 @@ MIB = 1 << 20
 
 
 class Latency:
-    """Every sample takes a fixed time and no CPU."""
+    """Every sample takes a fixed time and no CPU.
+
+    Args:
+        seconds: A sample's time, whatever a derived class does in it included.
+        length: Number of samples.
+    """
 
     def __init__(self, seconds: float, *, length: int = 4096) -> None:
         self.seconds = seconds
@@ -18,8 +25,13 @@ class Latency:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        time.sleep(self.seconds)
+        ends = time.perf_counter() + self.seconds
+        self._work(index)
+        time.sleep(max(0.0, ends - time.perf_counter()))
         return {"index": np.array(index, np.int64)}
+
+    def _work(self, index: int) -> None:
+        """What is done within the sample's time."""
 
 
 class Busy(Latency):
@@ -40,23 +52,45 @@ class Holding(Latency):
         self.held_bytes = held_bytes
         self.held: np.ndarray | None = None
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def _work(self, index: int) -> None:
         if self.held is None:
             self.held = np.ones(self.held_bytes, np.uint8)
-        return super().__getitem__(index)
+
+
+class Leaking(Latency):
+    """Every sample leaves a fixed number of bytes behind, touched, in the process that loaded it."""
+
+    def __init__(self, leaked_bytes: int, *, seconds: float) -> None:
+        super().__init__(seconds)
+        self.leaked_bytes = leaked_bytes
+        self.leaked: list[np.ndarray] = []
+
+    def _work(self, index: int) -> None:
+        self.leaked.append(np.ones(self.leaked_bytes, np.uint8))
 
 
 class FailsAt(Latency):
     """One sample cannot be read."""
 
-    def __init__(self, bad: int, *, length: int) -> None:
-        super().__init__(0.0, length=length)
+    def __init__(self, bad: int, *, length: int, seconds: float = 0.0) -> None:
+        super().__init__(seconds, length=length)
         self.bad = bad
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def _work(self, index: int) -> None:
         if index == self.bad:
             raise ValueError(f"frame {index} is torn")
-        return super().__getitem__(index)
+
+
+class HangsAt(Latency):
+    """One sample never comes."""
+
+    def __init__(self, stuck: int, *, length: int, seconds: float = 0.0) -> None:
+        super().__init__(seconds, length=length)
+        self.stuck = stuck
+
+    def _work(self, index: int) -> None:
+        if index == self.stuck:
+            time.sleep(3600)
 
 
 class Staged(Latency):
@@ -71,6 +105,7 @@ class Staged(Latency):
         return self._transform(self._decode(index))
 
     def sample_stages(self) -> tuple[tuple[str, object], ...]:
+        """The stages, for `bench.timed_dataset`."""
         return ("decode", self._decode), ("transform", self._transform)
 
     def _decode(self, index: int) -> int:
