@@ -144,7 +144,8 @@ def _time_samples(
         for item in items:
             if not rows:
                 began = time.perf_counter()
-            rows.append(np.asarray(item)[0])
+            # A copy: a view would keep the batch's shared memory, and with it a file descriptor a sample.
+            rows.append(np.array(item)[0])
             elapsed = time.perf_counter() - began
             if warm is None and elapsed >= min(_WARM_UP_S, seconds / 4):
                 warm = len(rows)

@@ -22,10 +22,10 @@ def decide(
 ) -> tuple[int, str]:
     """The number of workers to use and the reason, for a person to believe.
 
-    The rule: of the points whose workers fit into memory, the fewest workers whose interval reaches that of the fastest
-    point, and, where the demand is known, whose whole interval meets it. If none meets the demand, the fewest that
-    reach the fastest are taken and the reason says what is missing. Loading in the process itself (0 workers) makes
-    every step wait for its batch, so it is chosen only where nothing else can be.
+    The rule: of the points whose workers fit into RAM, shared memory and file descriptors, the fewest workers whose
+    interval reaches that of the fastest point, and, where the demand is known, whose whole interval meets it. If none
+    meets the demand, the fewest that reach the fastest are taken and the reason says what is missing. Loading in the
+    process itself (0 workers) makes every step wait for its batch, so it is chosen only where nothing else can be.
 
     Args:
         points: At least one.
@@ -42,6 +42,10 @@ def decide(
     fitting = [point for point in ordered if _fits(point, memory)]
     if not fitting:
         least = min(ordered, key=lambda point: point.workers_mib or 0.0)
+        if (other := _other_refusal(least, memory)) is not None and (
+            least.workers_mib or 0.0
+        ) <= memory.for_workers_mib:
+            return least.num_workers, f"{_workers(least)}: the least of all measured, yet {other}."
         return least.num_workers, (
             f"{_workers(least)}: the least memory of all measured, yet {_size(least.workers_mib)} where "
             f"{_size(max(0.0, memory.for_workers_mib))} is free ({memory.limit_source}); expect to run out of RAM."
@@ -55,7 +59,7 @@ def decide(
     chosen = (meeting or level)[0]
 
     if best.num_workers == fastest.num_workers or samples is None:
-        sentences = [_main_clause(chosen, best, ordered)]
+        sentences = [_main_clause(chosen, best, ordered, memory)]
     else:
         sentences = [_short_run_clause(chosen, fastest, samples)]
     if demand_samples_per_s is not None:
@@ -72,16 +76,26 @@ def decide(
         )
     for point in ordered:
         if point not in fitting:
-            sentences.append(
-                f"{_workers(point)} would need {_size(point.workers_mib)} of RAM; "
-                f"{_size(memory.for_workers_mib)} is free ({memory.limit_source})."
-            )
+            sentences.append(_unfit_sentence(point, memory))
     sentences += [f"{number} workers were not measured: {why}." for number, why in (not_measured or {}).items()]
     return chosen.num_workers, " ".join(sentences)
 
 
 def _fits(point: PointResult, memory: MemoryBudget) -> bool:
-    return point.workers_mib is None or point.workers_mib <= memory.for_workers_mib
+    return memory.refusal(point.num_workers, point.workers_mib) is None
+
+
+def _other_refusal(point: PointResult, memory: MemoryBudget) -> str | None:
+    return memory.refusal(point.num_workers, None)
+
+
+def _unfit_sentence(point: PointResult, memory: MemoryBudget) -> str:
+    if point.workers_mib is None or point.workers_mib <= memory.for_workers_mib:
+        return f"{_workers(point)} do not fit: {_other_refusal(point, memory)}."
+    return (
+        f"{_workers(point)} would need {_size(point.workers_mib)} of RAM; "
+        f"{_size(memory.for_workers_mib)} is free ({memory.limit_source})."
+    )
 
 
 def _meets(point: PointResult, demand: float | None) -> bool:
@@ -110,7 +124,7 @@ def _short_run_clause(chosen: PointResult, fastest: PointResult, samples: float)
     )
 
 
-def _main_clause(chosen: PointResult, best: PointResult, ordered: Sequence[PointResult]) -> str:
+def _main_clause(chosen: PointResult, best: PointResult, ordered: Sequence[PointResult], memory: MemoryBudget) -> str:
     rate = f"{chosen.samples_per_s} samples/s"
     if len(ordered) == 1:
         return f"{_workers(chosen)}: the only number measured, {rate}."
@@ -124,7 +138,8 @@ def _main_clause(chosen: PointResult, best: PointResult, ordered: Sequence[Point
     others = [point for point in ordered if point is not chosen]
     nearest = max(others, key=lambda point: point.samples_per_s.median)
     if nearest.samples_per_s.median > chosen.samples_per_s.median and nearest.num_workers > 0:
-        return f"{_workers(chosen)}: the fastest that fits into RAM, {rate}."
+        where = " into RAM" if (nearest.workers_mib or 0.0) > memory.for_workers_mib else ""
+        return f"{_workers(chosen)}: the fastest that fits{where}, {rate}."
     clause = f"{_workers(chosen)}: the fastest measured, {rate} against {nearest.samples_per_s}"
     clause += " in the process itself" if nearest.num_workers == 0 else f" with {nearest.num_workers}"
     if nearest.num_workers == 0 and nearest.samples_per_s.median > chosen.samples_per_s.median:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +10,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from bench.cpu_time import THIS_THREAD, cpu_seconds, iowait_seconds, queued_seconds, read_queued
 from bench.disk import read_bytes
+from bench.machine_use import MachineUse, machine_use, read_machine
 from bench.memory_watch import MemorySample, MemoryWatch
 from bench.statistics import BLOCK_S, batches_in_turn, warmup_batches
 from preflight.telemetry.memory import tree_pids
@@ -42,6 +46,7 @@ class LoaderSlice:
     consumer_s: float  # CPU time of the thread that took the batches, for taking them
     consumer_queued_s: float | None  # its time in line for a CPU; None where the kernel does not count it
     iowait_s: float | None  # of the whole machine: idle CPUs while a disk was asked for something
+    machine: MachineUse | None  # what else the machine did, over the intervals; None where there is no procfs
     seconds: float  # from the first batch to the end, warm-up included
     batch_bytes: int
     batches_taken: int
@@ -70,15 +75,17 @@ def measure_slice(
     started = time.perf_counter()
     with open_loader() as loader, MemoryWatch(loader.worker_pids) as watch:
         batches = iter(loader)
-        batch_bytes = _nbytes(next(batches))
+        batch_bytes = batch_nbytes(next(batches))
         first_at = time.perf_counter()
         warmup = warmup_batches(num_workers, prefetch_factor)
         for _ in range(warmup - 1):
             next(batches)
         pids = loader.worker_pids()
+        machine_before = read_machine()
         before, queued_before = _readings(pids), read_queued(THIS_THREAD)
         consumer_s = 0.0
         warm_at = last = time.perf_counter()
+        watch.sample_now()  # growth is counted from here
         ask_at = warm_at + MIN_MEASURED_S
         intervals: list[float] = []
         while True:
@@ -97,6 +104,7 @@ def measure_slice(
                     break
                 ask_at = now + 2 * BLOCK_S
         after, queued_after = _readings(pids), read_queued(THIS_THREAD)
+        machine_after = read_machine()
     return LoaderSlice(
         first_batch_s=first_at - started,
         intervals_s=intervals,
@@ -106,6 +114,7 @@ def measure_slice(
         consumer_s=consumer_s,
         consumer_queued_s=_grown(queued_before, queued_after),
         iowait_s=_grown(before.iowait_s, after.iowait_s),
+        machine=machine_use(machine_before, machine_after),
         seconds=last - first_at,
         batch_bytes=batch_bytes,
         batches_taken=warmup + len(intervals),
@@ -132,9 +141,14 @@ def _grown(before: Any, after: Any) -> Any:
     return None if before is None or after is None else max(0, after - before)
 
 
-def _nbytes(batch: Any) -> int:
+def batch_nbytes(batch: Any) -> int:
+    """Bytes that a nested batch of arrays takes in memory."""
     if isinstance(batch, dict):
-        return sum(_nbytes(value) for value in batch.values())
+        return sum(batch_nbytes(value) for value in batch.values())
     if isinstance(batch, list | tuple):
-        return sum(_nbytes(value) for value in batch)
+        return sum(batch_nbytes(value) for value in batch)
+    if isinstance(batch, np.ndarray):
+        # What is stored once for all samples (preflight.data.collate) has a stride of 0 along the batch.
+        stored = (length for length, stride in zip(batch.shape, batch.strides, strict=True) if stride)
+        return math.prod(stored) * batch.itemsize
     return int(getattr(batch, "nbytes", 0))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.attribution import Attribution
 from bench.bottleneck import Bottleneck
+from bench.machine_use import MachineUse, mean_use
 from bench.page_cache import PageCache
-from bench.statistics import Estimate
+from bench.stability import is_unstable, likely_reasons
+from bench.statistics import Estimate, Outliers, turn_outliers
+from bench.worker_limits import WorkerLimits, size_text
+
+if TYPE_CHECKING:
+    from bench.memory_outlook import Outlook
 
 SCHEMA_VERSION = 1
 MIB = float(1 << 20)
@@ -38,15 +44,38 @@ class PointResult:
     consumer_share: float | None = None  # of this process's time, not counting that in line for a CPU: taking batches
     disk_read_mib_per_s: float | None = None  # by the workers from block devices, past the page cache
     iowait_cores: float | None = None  # CPUs of the machine that idled while a disk was asked for something, on average
+    growth_ci95_mib: tuple[float, float] | None = None  # 95 % interval of growth_per_min_mib
+    # Whether it lies above zero, and still does over the later half; None: it does, but for too short a time.
+    growth_lasting: bool | None = False
+    watched_min: float = 0.0  # for how long memory was watched after warm-up, in minutes over all rounds
+    # Of each round: seconds since its first sample, then in MiB the workers' PSS and USS in sum and the parent's PSS.
+    memory_samples: tuple[tuple[tuple[float, float | None, float, float | None], ...], ...] = ()
+    parent_descriptors: int | None = None  # files that this process had open, at most
+    worker_descriptors: int | None = None  # files that one worker had open, at most
+    jax_workers: int | None = None  # workers that had loaded JAX; None where it could not be seen
+    gpu_workers: int | None = None  # workers and children of theirs that had opened a GPU; likewise
+    machine: tuple[MachineUse, ...] = ()  # what else the machine did, of each round where that could be read
 
     @property
     def workers_mib(self) -> float | None:
         """Memory that all workers together cost: their peak PSS and the batches they have waiting."""
         return None if self.pss_mib is None else self.pss_mib * self.num_workers + self.queued_mib
 
+    @property
+    def outliers(self) -> Outliers:
+        """Turns outside Tukey's fences, of all rounds together."""
+        return turn_outliers(self.intervals_s, self.num_workers)
+
+    @property
+    def unstable_because(self) -> tuple[str, ...] | None:
+        """Sentences on why its interval is too wide to choose by, as far as one can tell; None where it is not."""
+        if not is_unstable(self.samples_per_s):
+            return None
+        return likely_reasons(self.intervals_s, self.num_workers, self.machine)
+
     def to_json(self) -> dict[str, Any]:
         """The point as an entry of ``points``."""
-        estimate = self.samples_per_s
+        estimate, machine, reasons = self.samples_per_s, mean_use(self.machine), self.unstable_because
         return {
             "num_workers": self.num_workers,
             "samples_per_s": {"median": estimate.median, "ci95": [estimate.lo, estimate.hi]},
@@ -58,17 +87,34 @@ class PointResult:
                 "uss": self.uss_mib,
                 "growth_per_min": self.growth_per_min_mib,
             },
+            "memory_growth": {
+                "ci95_per_min_mib": None if self.growth_ci95_mib is None else list(self.growth_ci95_mib),
+                "lasting": self.growth_lasting,
+                "watched_min": self.watched_min,
+            },
+            "waiting_batches_mib": self.queued_mib,
+            "parent_mib": self.parent_mib,
+            "descriptors": {"parent": self.parent_descriptors, "worker": self.worker_descriptors},
+            "jax_workers": self.jax_workers,
+            "gpu_workers": self.gpu_workers,
             "cpu_queued_cores": self.cpu_queued_cores,
             "consumer_share": self.consumer_share,
             "disk_read_mib_per_s": self.disk_read_mib_per_s,
             "iowait_cores": self.iowait_cores,
+            "outliers": dataclasses.asdict(self.outliers),
+            "unstable_because": None if reasons is None else list(reasons),
+            "machine": None if machine is None else dataclasses.asdict(machine),
         }
 
     def raw_to_json(self) -> dict[str, Any]:
-        """The point as an entry of ``raw``: its intervals in seconds, rounded to microseconds."""
+        """The point as an entry of ``raw``: its intervals in seconds to the microsecond, its memory in MiB."""
         return {
             "num_workers": self.num_workers,
             "batch_intervals_s": [[round(value, 6) for value in values] for values in self.intervals_s],
+            "memory_mib": [
+                [[None if value is None else round(value, 2) for value in sample] for sample in samples]
+                for samples in self.memory_samples
+            ],
         }
 
 
@@ -94,10 +140,12 @@ class MemoryBudget:
     per_worker_mib: float | None  # peak PSS and waiting batches, at the largest number measured; None without workers
     limit_mib: float  # what all of that may take together: held at the start plus available at the start
     limit_source: str  # as in preflight.telemetry.memory.MemoryLimit
+    limits: WorkerLimits | None = None  # besides RAM; None: not looked at
+    pickled_mib: float | None = None  # what each worker is sent of the dataset; None where it was not measured
 
     @property
     def max_workers(self) -> int | None:
-        """How many workers fit, as far as memory goes; None where no worker was measured."""
+        """How many workers fit, as far as RAM goes; None where no worker was measured."""
         if not self.per_worker_mib:
             return None
         return max(0, int((self.limit_mib - self.baseline_mib) / self.per_worker_mib))
@@ -107,6 +155,32 @@ class MemoryBudget:
         """What is left for workers."""
         return self.limit_mib - self.baseline_mib
 
+    @property
+    def max_workers_by(self) -> dict[str, int | None]:
+        """How many workers each limit allows; None where that is not known."""
+        others = {} if self.limits is None else self.limits.max_workers_by()
+        return {"ram": self.max_workers, **others}
+
+    @property
+    def binds_first(self) -> str | None:
+        """The limit that allows the fewest workers; None where none is known."""
+        known = {name: number for name, number in self.max_workers_by.items() if number is not None}
+        return min(known, key=lambda name: known[name]) if known else None
+
+    def refusal(self, num_workers: int, workers_mib: float | None) -> str | None:
+        """Why so many workers cannot be had, naming the limit; None where they can.
+
+        Args:
+            num_workers: Any number.
+            workers_mib: What all of them take of RAM, where known.
+        """
+        if workers_mib is not None and workers_mib > self.for_workers_mib:
+            return (
+                f"they need {size_text(workers_mib * MIB)} of RAM, "
+                f"and {size_text(max(0.0, self.for_workers_mib) * MIB)} is free ({self.limit_source})"
+            )
+        return None if self.limits is None else self.limits.refusal(num_workers)
+
     def to_json(self) -> dict[str, Any]:
         """The budget as ``memory``."""
         return {
@@ -115,6 +189,10 @@ class MemoryBudget:
             "limit_mib": self.limit_mib,
             "limit_source": self.limit_source,
             "max_workers": self.max_workers,
+            "max_workers_by": self.max_workers_by,
+            "binds_first": self.binds_first,
+            "dataset_pickled_mib": self.pickled_mib,
+            "limits": None if self.limits is None else self.limits.to_json(),
         }
 
 
@@ -137,6 +215,15 @@ class SweepResult:
     page_cache: PageCache | None = None  # None: it is not known which files the dataset reads
     dataset: Dataset | None = None  # what was loaded, where that is known
     start_method: str = START_METHOD
+    epoch_samples: int | None = None  # samples in the dataset
+    run_samples: float | None = None  # that the training will load, where known
+
+    def outlooks(self) -> tuple[Outlook, ...]:
+        """Where the memory of each point with workers leads."""
+        from bench.memory_outlook import outlook
+
+        found = (outlook(point, self.memory, epoch_samples=self.epoch_samples) for point in self.points)
+        return tuple(one for one in found if one is not None)
 
     def to_json(self) -> dict[str, Any]:
         """The result as one JSON object; seconds, samples/s and MiB, the raw intervals rounded to microseconds."""
@@ -151,7 +238,7 @@ class SweepResult:
             "environment": self.environment,
             "points": [point.to_json() for point in self.points],
             "demand_samples_per_s": self.demand_samples_per_s,
-            "memory": self.memory.to_json(),
+            "memory": {**self.memory.to_json(), "outlook": [one.to_json() for one in self.outlooks()]},
             "recommended_num_workers": self.recommended_num_workers,
             "reason": self.reason,
             "attribution": self._attribution_to_json(),

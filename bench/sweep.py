@@ -17,6 +17,7 @@ What the figures mean is in ``bench.statistics``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,11 @@ from bench.attribution import Attribution, attribute
 from bench.bottleneck import Bottleneck, bottleneck
 from bench.decision import decide
 from bench.disk import mount_of_files
-from bench.loader_slice import Loader, LoaderSlice, measure_slice
+from bench.loader_slice import Loader, LoaderSlice, batch_nbytes, measure_slice
+from bench.memory_growth import LASTING_S, MIN_GROWTH_S
 from bench.memory_watch import sample_memory
 from bench.page_cache import PageCache, drop, resident_share, total_bytes
+from bench.point_memory import memory_fields
 from bench.results import MIB, MemoryBudget, PointResult, SweepResult
 from bench.statistics import (
     MIN_RESAMPLED,
@@ -39,20 +42,19 @@ from bench.statistics import (
     block_rates,
     median_interval,
     percentiles,
-    pooled_slope,
 )
+from bench.worker_limits import WorkerLimits, limits_here, shared_memory_advice
 from bench.workers_argument import check_workers
 from preflight.data.loader import BatchLoader
-from preflight.errors import UsageError
+from preflight.data.pickling import pickled_bytes
+from preflight.errors import PreflightError, UsageError
 from preflight.telemetry.cpus import usable_cpus
 from preflight.telemetry.environment import environment
 from preflight.telemetry.memory import available_memory
 
-# A slice ends early no sooner than after two seconds, so that memory is seen over some time as well.
-_MIN_SLICE_S = 2.0
-# Memory must have been watched for this long after warm-up for its slope to be given: batches come and go by megabytes,
-# and over a second or two that is a slope of hundreds of MiB per minute.
-_MIN_GROWTH_S = 5.0
+# A slice that ends early has lasted for its share of the time that growth is watched for, and for what is lost at its
+# ends before the first sample of memory and after the last one.
+_SAMPLING_S = 1.0
 _PREFETCH_FACTOR = 2
 
 LoaderFactory = Callable[..., Loader]
@@ -103,7 +105,7 @@ def sweep(
     Raises:
         UsageError: The dataset is smaller than a batch, or an argument is out of range or missing.
         DataError: The dataset failed at some index.
-        PreflightError: A worker was killed, or no batch came in time.
+        PreflightError: A worker was killed, no batch came in time, or no number of workers can be had here.
     """
     counts = sorted(check_workers(workers))
     if cold and not files:
@@ -134,10 +136,15 @@ def sweep(
     held_mib = (before.others_pss or before.workers_uss) / MIB if before else 0.0
     free = available_memory()
     limit_mib = held_mib + free.available_bytes / MIB
+    limits, pickled = limits_here(_PREFETCH_FACTOR), None
     if any(counts):
         with open_loader(1) as rehearsal:
-            next(iter(rehearsal))
+            limits = dataclasses.replace(limits, batch_bytes=batch_nbytes(next(iter(rehearsal))))
         batches_read += 1 + _PREFETCH_FACTOR
+        pickled = pickled_bytes(dataset)
+
+    def budget_now() -> MemoryBudget:
+        return _memory_budget(points, held_mib, limit_mib, free.source, limits, pickled)
 
     slices: dict[int, list[LoaderSlice]] = {}
     points: dict[int, PointResult] = {}
@@ -147,13 +154,9 @@ def sweep(
             if num_workers in not_measured:
                 continue
             if round_index == 0:
-                budget = _memory_budget(points, held_mib, limit_mib, free.source)
-                need_mib = num_workers * (budget.per_worker_mib or 0.0)
-                if need_mib > budget.for_workers_mib:
-                    not_measured[num_workers] = (
-                        f"by the workers measured so far they need {need_mib / 1024:.1f} GiB of RAM, and "
-                        f"{budget.for_workers_mib / 1024:.1f} GiB is free ({free.source})"
-                    )
+                why = _refusal(budget_now(), num_workers)
+                if why is not None:
+                    not_measured[num_workers] = why
                     continue
             done = slices.setdefault(num_workers, [])
             left_s = max_seconds - sum(past.seconds for past in done)
@@ -166,7 +169,7 @@ def sweep(
                 num_workers=num_workers,
                 prefetch_factor=_PREFETCH_FACTOR,
                 seconds=left_s / (rounds - round_index),
-                enough=partial(_enough, rates, batch_size, num_workers, seed),
+                enough=partial(_enough, rates, batch_size, num_workers, seed, _least_s(max_seconds, rounds)),
             )
             batches_read += measured.batches_taken + num_workers * _PREFETCH_FACTOR
             done.append(measured)
@@ -174,8 +177,10 @@ def sweep(
             if on_point is not None:
                 on_point(points[num_workers])
 
+    if not points:
+        raise _nothing_fits(not_measured, limits)
     ordered = tuple(points[number] for number in sorted(points))
-    budget = _memory_budget(points, held_mib, limit_mib, free.source)
+    budget = budget_now()
     recommended, reason = decide(
         ordered,
         memory=budget,
@@ -191,7 +196,7 @@ def sweep(
         found = attribute(
             dataset,
             batch_size=batch_size,
-            num_workers=max(counts),
+            num_workers=max(points),  # of those that can be had
             seed=seed,
             start_sample=batches_read * batch_size,
             seconds=attribution_s,
@@ -216,7 +221,27 @@ def sweep(
         )
         if files
         else None,
+        epoch_samples=len(dataset),
+        run_samples=run_samples,
     )
+
+
+def _refusal(budget: MemoryBudget, num_workers: int) -> str | None:
+    """Why so many workers are not even started, by those measured so far."""
+    need_mib = num_workers * (budget.per_worker_mib or 0.0)
+    if need_mib > budget.for_workers_mib:
+        return f"by the workers measured so far {budget.refusal(num_workers, need_mib)}"
+    return budget.refusal(num_workers, None)
+
+
+def _nothing_fits(not_measured: dict[int, str], limits: WorkerLimits) -> PreflightError:
+    fewest, why = min(not_measured.items())
+    workers = "1 worker" if fewest == 1 else f"{fewest} workers"
+    need = limits.shared_bytes(fewest)
+    hint = "fewer workers, or a higher limit: ulimit -n 65536"
+    if need is not None and "shared memory" in why:
+        hint = shared_memory_advice(need)
+    return PreflightError(f"The loader cannot be measured with {workers}: {why}.", hint)
 
 
 def _check_sizes(dataset: Any, batch_size: int, max_seconds: float, rounds: int, demand: float | None) -> None:
@@ -238,16 +263,27 @@ def _rates(intervals_s: Sequence[float], batch_size: int, num_workers: int) -> n
     return block_rates(intervals_s, batch_size=batch_size, num_workers=num_workers)
 
 
-def _enough(earlier: list[np.ndarray], batch_size: int, num_workers: int, seed: int, intervals_s: list[float]) -> bool:
+def _least_s(max_seconds: float, rounds: int) -> float:
+    """How long a slice lasts at least, for the sake of its memory."""
+    if max_seconds / rounds >= LASTING_S + 2 * _SAMPLING_S:
+        return max_seconds / rounds  # so much time is given to see whether workers go on growing
+    return MIN_GROWTH_S / rounds + _SAMPLING_S
+
+
+def _enough(
+    earlier: list[np.ndarray], batch_size: int, num_workers: int, seed: int, least_s: float, intervals_s: list[float]
+) -> bool:
     """Whether a slice may end before its time: it has lasted a while and all blocks together agree."""
-    if sum(intervals_s) < _MIN_SLICE_S:
+    if sum(intervals_s) < least_s:
         return False
     rates = _rates(intervals_s, batch_size, num_workers)
     return rates.size >= MIN_RESAMPLED and _is_tight(median_interval(*earlier, rates, seed=seed))
 
 
 def _is_narrow(point: PointResult, done: list[LoaderSlice]) -> bool:
-    return len(done) >= 2 and _is_tight(point.samples_per_s)
+    """Whether a point needs no further round: its rate is known well, and its workers' growth where it can be seen."""
+    growth_known = point.growth_per_min_mib is not None or point.pss_mib is None
+    return len(done) >= 2 and _is_tight(point.samples_per_s) and growth_known
 
 
 def _is_tight(estimate: Estimate) -> bool:
@@ -257,10 +293,6 @@ def _is_tight(estimate: Estimate) -> bool:
 def _point(num_workers: int, slices: list[LoaderSlice], *, batch_size: int, seed: int) -> PointResult:
     rates = [_rates(one.intervals_s, batch_size, num_workers) for one in slices]
     intervals = np.concatenate([one.intervals_s for one in slices])
-    samples = [sample for one in slices for sample in one.memory]
-    others = [sample.others_pss for sample in samples if sample.others_pss is not None]
-    pss = [sample.workers_pss for sample in samples if sample.workers_pss is not None]
-    slope, error = _growth(num_workers, slices)
     seconds = float(intervals.sum())
     return PointResult(
         num_workers=num_workers,
@@ -268,17 +300,13 @@ def _point(num_workers: int, slices: list[LoaderSlice], *, batch_size: int, seed
         batch_interval_s=percentiles(intervals),
         first_batch_s=float(np.median([one.first_batch_s for one in slices])),
         cpu_cores_used=sum(one.cpu_s for one in slices) / seconds,
-        pss_mib=max(pss) / num_workers / MIB if num_workers and pss else None,
-        uss_mib=max(sample.workers_uss for sample in samples) / num_workers / MIB if num_workers and samples else None,
-        growth_per_min_mib=slope,
-        growth_error_mib=error,
-        queued_mib=num_workers * _PREFETCH_FACTOR * max(one.batch_bytes for one in slices) / MIB,
-        parent_mib=max(others) / MIB if others else None,
+        **memory_fields(num_workers, slices, _PREFETCH_FACTOR),
         intervals_s=tuple(tuple(one.intervals_s) for one in slices),
         cpu_queued_cores=_per_second([one.queued_s for one in slices], seconds),
         consumer_share=_consumer_share(slices, seconds) if num_workers else None,
         disk_read_mib_per_s=_per_second([one.read_bytes for one in slices], seconds * MIB),
         iowait_cores=_per_second([one.iowait_s for one in slices], seconds),
+        machine=tuple(one.machine for one in slices if one.machine is not None),
     )
 
 
@@ -293,28 +321,18 @@ def _per_second(values: Sequence[float | None], seconds: float) -> float | None:
     return sum(known) / seconds if len(known) == len(values) else None
 
 
-def _growth(num_workers: int, slices: list[LoaderSlice]) -> tuple[float | None, float | None]:
-    """Slope and standard error of one worker's PSS, in MiB per minute."""
-    series = []
-    for one in slices:
-        warm = [(s.at, s.workers_pss) for s in one.memory if s.at >= one.warm_at and s.workers_pss is not None]
-        if len(warm) >= 2:
-            series.append(([at for at, _ in warm], [float(pss) for _, pss in warm]))
-    watched_s = sum(times[-1] - times[0] for times, _ in series)
-    if num_workers == 0 or watched_s < _MIN_GROWTH_S:
-        return None, None
-    fitted = pooled_slope(series)
-    if fitted is None:
-        return None, None
-    return fitted[0] * 60 / num_workers / MIB, fitted[1] * 60 / num_workers / MIB
-
-
 def _memory_budget(
-    points: dict[int, PointResult], held_mib: float, limit_mib: float, limit_source: str
+    points: dict[int, PointResult],
+    held_mib: float,
+    limit_mib: float,
+    limit_source: str,
+    limits: WorkerLimits,
+    pickled_bytes: int | None,
 ) -> MemoryBudget:
     """What workers cost; of the parent, what it holds while others load, since with 0 workers the dataset is in it."""
     with_workers = [points[number] for number in sorted(points) if number > 0]
     parents = [point.parent_mib for point in with_workers or points.values() if point.parent_mib is not None]
+    opened = [point.worker_descriptors for point in with_workers if point.worker_descriptors is not None]
     per_worker = None
     if with_workers and with_workers[-1].workers_mib is not None:
         # The most workers measured: with them the shared pages are divided among the most, as beyond them.
@@ -324,4 +342,6 @@ def _memory_budget(
         per_worker_mib=per_worker,
         limit_mib=limit_mib,
         limit_source=limit_source,
+        limits=dataclasses.replace(limits, worker_descriptors=max(opened, default=None)),
+        pickled_mib=None if pickled_bytes is None else pickled_bytes / MIB,
     )

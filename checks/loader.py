@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from checks import loader_first_batch
 from checks.context import CheckContext, with_settings
 from checks.device import demand_text, judged_device, step_roofline
 from checks.sweep import configured_point, loader_sweep
@@ -81,12 +82,13 @@ def _workers_to_try(context: CheckContext) -> str:
 
 
 CHECKS = (
+    loader_first_batch.CHECK,
     Check(
         id="loader.throughput",
         title="The loader delivers",
         level="standard",
         severity="warn",
-        requires=("data.sample",),
+        requires=("data.sample", "loader.first-batch"),
         exclusive=True,
         failures=("F03", "F23"),
         timeout_s=240,

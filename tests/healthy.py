@@ -28,7 +28,7 @@ HEALTHY = Probes(
     ),
 )
 # Each has tests of its own.
-LOADING = ("memory.workers", "loader.throughput")  # they start workers
+LOADING = ("memory.workers", "loader.first-batch", "loader.throughput")  # they start workers
 STEPPING = ("step.contract", "step.recompile", "grad.finite")  # they trace or make whole steps
 REHEARSING = ("storage.write",)  # it writes a checkpoint
 TARGETED = ("step.roofline",)  # speaks of a GPU, on which a toy model is no good fit

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -84,6 +85,22 @@ class LargeTemporaries(Numbers):
 
 class Sleepy(Numbers):
     def __getitem__(self, index):
+        time.sleep(600)
+
+
+class Locked(Numbers):
+    """Waits for a lock that nobody lets go of."""
+
+    def __getitem__(self, index):
+        lock = threading.Lock()
+        lock.acquire()
+        with lock:
+            return super().__getitem__(index)
+
+
+class SlowToUnpickle(Numbers):
+    def __setstate__(self, state):
+        self.__dict__.update(state)
         time.sleep(600)
 
 

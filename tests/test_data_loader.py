@@ -1,6 +1,7 @@
 import contextlib
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from preflight.data.loader import BatchLoader
 from preflight.data.sampler import batch_indices
 from preflight.errors import DataError, PreflightError, UsageError
+from preflight.telemetry.descriptors import open_descriptors
 
 
 def flat(batch):
@@ -160,6 +162,52 @@ def test_a_stuck_dataset_times_out_and_is_ended():
     assert processes_left() == []
 
 
+def hung(dataset, timeout_s=0.5):
+    with BatchLoader(dataset, batch_size=4, num_workers=2, timeout_s=timeout_s) as loader:
+        pids = loader.worker_pids()
+        with pytest.raises(PreflightError) as error:
+            next(loader)
+    assert processes_left() == []
+    return error.value, pids
+
+
+def test_stuck_workers_tell_where_they_are():
+    error, pids = hung(datasets.Sleepy())
+    assert re.search(
+        r"; worker 0 is at loader_datasets\.py, line \d+, in __getitem__: time\.sleep\(600\)$", error.message
+    )
+    assert error.hint.startswith("Reading is stuck or very slow. Likely causes: ")
+    for number, pid in enumerate(pids):
+        assert error.__notes__[number].startswith(
+            f"worker {number} (pid {pid}), innermost first:\n  loader_datasets.py"
+        )
+
+
+def test_a_lock_is_the_first_cause_named_where_workers_wait_for_one():
+    error, _ = hung(datasets.Locked())
+    assert "in __getitem__: with lock:" in error.message
+    assert "Likely causes: a lock that another thread held" in error.hint
+
+
+def test_a_worker_that_has_not_begun_is_not_killed_by_the_question():
+    error, pids = hung(datasets.SlowToUnpickle(), timeout_s=1.5)
+    assert error.message.endswith("within 1.5 s")
+    assert error.__notes__[0] == (
+        f"worker 0 (pid {pids[0]}): it has not begun to read: it still imports or unpickles the dataset"
+    )
+
+
+def test_asking_a_worker_that_nobody_hears_does_it_no_harm():
+    with BatchLoader(datasets.Numbers(10_000), batch_size=4, num_workers=1) as loader:
+        next(loader)
+        (pid,) = loader.worker_pids()
+        # As a scheduler does that warns all processes of a job; the pipe is full after some dozens.
+        for _ in range(300):
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(0.001)
+        assert len(take(loader, 20)) == 20
+
+
 def test_close_ends_workers_that_were_never_asked():
     loader = BatchLoader(datasets.Numbers(), batch_size=4, num_workers=2)
     pids = loader.worker_pids()
@@ -220,8 +268,12 @@ def test_impossible_arguments_are_refused(arguments, message):
 
 
 def test_a_dataset_that_cannot_be_pickled_is_refused():
-    with pytest.raises(UsageError, match=r"cannot be sent to loader workers: .*lambda"):
-        BatchLoader(datasets.Unpicklable(), batch_size=4, num_workers=1)
+    def refuse():
+        with pytest.raises(UsageError, match=r"to loader workers: its attribute function \(function\): .*lambda"):
+            BatchLoader(datasets.Unpicklable(), batch_size=4, num_workers=1)
+        return open_descriptors()
+
+    assert refuse() >= refuse()  # nothing stays open
     assert processes_left() == []
 
 

@@ -12,12 +12,16 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from preflight.data import worker_stacks
 from preflight.data.collate import unpack
+from preflight.data.pickling import unpicklable_part
 from preflight.data.sampler import batch_indices
 from preflight.data.worker import WORKER_MODULES, BatchReader, SampleFailure, prepare_worker, read_batch, same
 from preflight.errors import DataError, PreflightError, UsageError
@@ -74,7 +78,7 @@ class BatchLoader:
         seed: Of the shuffle.
         start_batch: Number of the first batch, to resume.
         prefetch_factor: Batches that each worker keeps ready.
-        timeout_s: How long to wait for a batch, in seconds.
+        timeout_s: How long to wait for a batch, in seconds; the error then says where each worker is.
 
     Raises:
         UsageError: if the dataset has no full batch, an argument is impossible, or the dataset cannot be pickled.
@@ -102,6 +106,7 @@ class BatchLoader:
         self._closed = False
         self._workers: list[Any] = []
         self._iterator: Any = None
+        self._stacks: Connection | None = None  # the workers' answers to where they are
         self._dataset = dataset
         self._timeout_s = timeout_s
         self._indices = _index_stream(len(dataset), batch_size, seed, start_batch)
@@ -153,6 +158,8 @@ class BatchLoader:
         self._closed = True
         iterator, self._iterator = self._iterator, None
         workers, self._workers = self._workers, []
+        if self._stacks is not None:
+            self._stacks.close()
         if iterator is None:
             return
         # torch asks its workers to end and waits; one that is stuck in its dataset does not hear it.
@@ -172,8 +179,9 @@ class BatchLoader:
         import torch.utils.data
 
         start_worker_server()
+        self._stacks, tell = multiprocessing.Pipe(duplex=False)
         try:
-            with warnings.catch_warnings():
+            with tell, warnings.catch_warnings():
                 # Whether there are too many workers is for the checks to say, which measure it.
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
                 warnings.filterwarnings("ignore", message="Got pickle error")  # said below
@@ -184,18 +192,23 @@ class BatchLoader:
                     num_workers=num_workers,
                     collate_fn=same,
                     timeout=_POLL_S,
-                    worker_init_fn=prepare_worker,
+                    worker_init_fn=partial(prepare_worker, stacks=tell),
                     multiprocessing_context="forkserver",
                     generator=torch.Generator(),  # torch's own seeding then leaves the caller's random state alone
                     prefetch_factor=prefetch_factor,
                 )
                 self._iterator = iter(loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
+            self._stacks.close()
+            part = unpicklable_part(self._dataset)
+            named = "" if part is None else f"its attribute {part}: "
             raise UsageError(
-                f"the dataset cannot be sent to loader workers: {error}",
-                "Define its class at the top of a module and keep open files out of it, or use num_workers = 0.",
+                f"the dataset cannot be sent to loader workers: {named}{error}",
+                "Define its class at the top of a module; make open files, locks and connections in __getitem__, "
+                "in the worker, or leave them out in __getstate__. Or use num_workers = 0, which needs no copy of it.",
             ) from error
         except (EOFError, OSError) as error:
+            self._stacks.close()
             raise PreflightError(
                 f"the loader's workers could not be started ({type(error).__name__}: {error})",
                 "The worker server ended early: its own message is on stderr.",
@@ -217,11 +230,19 @@ class BatchLoader:
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() >= deadline:
-                    raise PreflightError(
-                        f"no batch came from the loader's {len(self._workers)} worker(s) within {self._timeout_s:g} s",
-                        "Reading is stuck or very slow; look at a worker with: "
-                        f"py-spy dump --pid {self._workers[0].pid}",
-                    ) from error
+                    raise self._time_out() from error
+
+    def _time_out(self) -> PreflightError:
+        message = f"no batch came from the loader's {len(self._workers)} worker(s) within {self._timeout_s:g} s"
+        assert self._stacks is not None
+        stacks = worker_stacks.ask(self.worker_pids(), self._stacks.fileno())
+        stuck = next((stack for stack in stacks if stack.place is not None), None)
+        if stuck is not None:
+            message += f"; worker {stuck.number} is at {stuck.place}"
+        error = PreflightError(message, f"Reading is stuck or very slow. {worker_stacks.causes(stacks)}")
+        for stack in stacks:
+            error.add_note("\n".join(stack.lines()))
+        return error
 
     def _raise_for_dead_worker(self, cause: Exception) -> None:
         for number, worker in enumerate(self._workers):

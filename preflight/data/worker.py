@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from preflight.data.collate import Leaf, pack
+from preflight.data.worker_stacks import answer_into
 from preflight.errors import PreflightError
 
 # mallopt's parameters, from glibc's malloc.h.
@@ -113,13 +114,15 @@ def same(batch: Any) -> Any:
     return batch
 
 
-def prepare_worker(worker_id: int) -> None:
+def prepare_worker(worker_id: int, stacks: multiprocessing.connection.Connection) -> None:
     """Runs first in each worker.
 
     Args:
         worker_id: Its number among the workers.
+        stacks: What it tells where it is through, when the parent asks.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answer_into(stacks)
     # A worker's parent is the worker server, which lives as long as its workers do: torch's own watchdog, which watches
     # the parent, would let all of them outlive a training process that was killed.
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
