@@ -71,12 +71,18 @@ def _devices(result: SweepResult) -> str | None:
 
 
 def _growing(result: SweepResult) -> list[str]:
-    return [
-        f"Growth: {growth_text(point, outlook)}."
-        for outlook in result.outlooks()
-        for point in result.points
-        if outlook.growing and point.num_workers == outlook.num_workers
-    ]
+    if any(outlook.growing is None and point.growth_per_min_mib is not None for outlook, point in _pairs(result)):
+        early = [
+            "Growth (in brackets) is that of the first seconds, in which caches fill: --max-seconds 60 tells more."
+        ]
+    else:
+        early = []
+    return early + [f"Growth: {growth_text(point, outlook)}." for outlook, point in _pairs(result) if outlook.growing]
+
+
+def _pairs(result: SweepResult) -> list[tuple[Outlook, PointResult]]:
+    points = {point.num_workers: point for point in result.points}
+    return [(outlook, points[outlook.num_workers]) for outlook in result.outlooks()]
 
 
 def growth_text(point: PointResult, outlook: Outlook) -> str:

@@ -113,11 +113,16 @@ def _whole(mib: float | None) -> str:
 
 
 def _growth(point: PointResult) -> str:
-    """The slope with twice its standard error; a slope within that is none that could be told from zero."""
+    """The slope with twice its standard error; a slope within that is none that could be told from zero.
+
+    In brackets where it is that of the first seconds, in which caches fill.
+    """
     if point.growth_per_min_mib is None or point.growth_error_mib is None:
         return "-"
     if abs(point.growth_per_min_mib) <= 2 * point.growth_error_mib:
         return f"0 ±{2 * point.growth_error_mib:.0f}"
+    if point.growth_lasting is None:
+        return f"({point.growth_per_min_mib:+.0f})"
     return f"{point.growth_per_min_mib:+.0f} ±{2 * point.growth_error_mib:.0f}"
 
 
