@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from checks.context import CheckContext
+from checks.context import CheckContext, with_settings
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.data.metadata import DatasetInfo, nearest, read_info
 
@@ -19,6 +19,15 @@ def _features(context: CheckContext) -> Outcome:
     measured = {"wanted": list(wanted), "features": list(info.features)}
     if missing := [key for key in wanted if key not in info.features]:
         named = ", ".join(repr(key) for key in missing)
+        if missing == ["task_index"] and "data.prompt" in run.facts.settings:
+            return failed(
+                "the dataset has no column task_index, by which frames are given their task's text",
+                measured=measured,
+                hint=Hint(
+                    text="set one prompt for all frames",
+                    commands=with_settings(context, "data.prompt=put the lighter in the cup"),
+                ),
+            )
         return failed(
             f"the run asks for {named}, which the dataset does not have",
             measured=measured,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from checks.context import CheckContext
-from preflight.checklist import Check, Hint, Outcome, failed, passed
+from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
+from preflight.runs import command_line
 
 
 def _sample(context: CheckContext) -> Outcome:
@@ -16,6 +17,7 @@ def _sample(context: CheckContext) -> Outcome:
     spec, made_up = context.run.batch_spec(1), context.run.source() is None
     problems: list[str] = []
     ranges: dict[str, Any] = {}
+    flat: dict[str, list[int]] = {}  # by slot, the samples in which it shows nothing
     for index in picked:
         sample = dataset[index]
         wanted, found = _flatten(spec), _flatten(sample)
@@ -38,11 +40,12 @@ def _sample(context: CheckContext) -> Outcome:
             continue  # no camera is meant to show something
         if not seen:
             problems.append(f"sample {index}: every camera is masked out, the model would train blind")
-        problems += [
-            f"sample {index}: {slot} is one flat colour"
-            for slot in seen
-            if np.ptp(np.asarray(sample["image"][slot])) == 0
-        ]
+        for slot in seen:
+            if np.ptp(np.asarray(sample["image"][slot])) == 0:
+                flat.setdefault(slot, []).append(index)
+    # A single one may be a camera that was not awake yet.
+    always = [slot for slot, indices in flat.items() if len(indices) == len(picked)]
+    problems += [f"{slot} is one flat colour in all samples looked at" for slot in always]
     measured = {key: {"min": round(low, 4), "max": round(high, 4)} for key, (low, high) in ranges.items()}
     if problems:
         return failed(
@@ -50,6 +53,17 @@ def _sample(context: CheckContext) -> Outcome:
             measured=measured,
             evidence=tuple(problems[:10]),
             hint=Hint(text="look at [data] of the config: cameras, state, actions, norm"),
+        )
+    if flat:
+        lines = [f"{slot} is one flat colour in sample {', '.join(map(str, flat[slot]))}" for slot in flat]
+        return warned(
+            f"{lines[0]}, of {', '.join(map(str, picked))} that were looked at",
+            measured=measured,
+            evidence=tuple(lines),
+            hint=Hint(
+                text="look at the pictures; a camera that wakes up late gives black frames at an episode's start",
+                commands=(command_line(context.run.facts, "check", "--contact-sheet", "sheet.png"),),
+            ),
         )
     cameras = ", ".join(slot for slot, mask in sample["image_mask"].items() if mask or made_up)
     span = "; ".join(f"{key} {low:.2f} … {high:.2f}" for key, (low, high) in sorted(ranges.items()))

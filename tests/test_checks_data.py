@@ -141,6 +141,16 @@ def test_a_key_that_the_dataset_lacks_trips_data_features_alone_with_the_nearest
     assert outcome.hint.text == f"Its cameras: {CAMERA}"
 
 
+def test_a_dataset_without_tasks_is_offered_one_prompt_for_all(v30):
+    path = sorted((v30 / "data").rglob("*.parquet"))[0]
+    pq.write_table(pq.read_table(path).drop_columns(["task_index"]), path)
+    edit_info(v30, lambda info: info["features"].pop("task_index"))
+    outcome = the_one_that_speaks(context(f"data.root={v30}"), "data.features")
+    assert outcome.summary == "the dataset has no column task_index, by which frames are given their task's text"
+    assert "--set 'data.prompt=" in outcome.hint.commands[0]
+    assert spoken(run_data(context(f"data.root={v30}", "data.prompt=put the lighter in the cup"))) == set()
+
+
 def with_a_second_camera(root):
     shutil.copytree(root / "videos" / "chunk-000" / CAMERA, root / "videos" / "chunk-000" / "observation.images.wrist")
 
