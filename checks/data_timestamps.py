@@ -38,6 +38,11 @@ def _timestamps(context: CheckContext) -> Outcome:
         "frames": sum(report.frames for report in reports),
         "furthest_from_grid_s": round(max(report.furthest_s for report in reports), 9),
     }
+    if faults and _nothing_sought(context, info) and all(fault.column == "timestamp" for fault in faults):
+        return _unused(info, faults, measured | {"wrong_frames": wrong_columns(faults)}, TOLERANCE_S)
+    if faults and _nothing_sought(context, info):
+        # A frame's number being wrong is what fails; its time is only mentioned.
+        faults.sort(key=lambda fault: fault.column == "timestamp")
     if faults:
         return _failed(info, faults, measured | {"wrong_frames": wrong_columns(faults)}, TOLERANCE_S)
     if outcome := _rounded(context, info, reports, measured):
@@ -47,6 +52,25 @@ def _timestamps(context: CheckContext) -> Outcome:
         f"{measured['furthest_from_grid_s']:.1g} s off at most; frame_index, index and episode_index fit the "
         f"{info.total_episodes} episodes",
         measured=measured,
+    )
+
+
+def _nothing_sought(context: CheckContext, info: DatasetInfo) -> bool:
+    """Whether no timestamp is ever used: LeRobot, which the native reader does without, compares them when it opens."""
+    return context.run.facts.stack == "native" and not info.video_keys
+
+
+def _unused(info: DatasetInfo, faults: list[Fault], measured: Mapping[str, Any], tolerance_s: float) -> Outcome:
+    wrong = _failed(info, faults, measured, tolerance_s)
+    return warned(
+        f"{wrong.summary}; no camera's frame is sought by them here",
+        measured=wrong.measured,
+        expected=wrong.expected,
+        evidence=wrong.evidence,
+        hint=Hint(
+            text="this run is not affected; LeRobot's own reader would refuse the dataset: rewrite the column as "
+            "timestamp = frame_index / fps, where the frames were recorded at that rate"
+        ),
     )
 
 
@@ -120,5 +144,6 @@ CHECK = Check(
     doc="Reads timestamp, frame_index, index and episode_index of every parquet file. Each timestamp must be "
     "frame_index / fps within LeRobot's 1e-4 s and rise from 0, since cameras' frames are sought by it: LeRobot "
     "otherwise stops with `timestamps unexpectedly violate the tolerance`, when the dataset is opened or in the middle "
-    "of an epoch. What float32 rounds off is granted. Counted numbers must be without gap or stranger.",
+    "of an epoch. What float32 rounds off is granted. Counted numbers must be without gap or stranger. "
+    "Where the dataset has no videos and LeRobot is not the reader, a wrong timestamp is a warning.",
 )

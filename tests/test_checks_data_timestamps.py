@@ -285,3 +285,27 @@ def test_progress_is_told(v21):
     info, told = read_info(v21), []
     check_timestamps(info, read_episodes(info), threads=2, progress=lambda *done: told.append(done))
     assert told == [(1, 2), (2, 2)]
+
+
+def without_cameras(root):
+    path = root / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"] = {key: feature for key, feature in info["features"].items() if feature["dtype"] != "video"}
+    path.write_text(json.dumps(info))
+
+
+def test_where_nothing_is_sought_by_them_wrong_timestamps_are_a_warning(root):
+    without_cameras(root)
+    assert alone(root).status == "pass"
+    edit(last_file(root), "timestamp", put(120, 4.02, root))
+    outcome = alone(root)
+    assert outcome.status == "warn"
+    assert ", episode 1, frame 120: timestamp is 4.020000 s, expected 4.000000 s" in outcome.summary
+    assert outcome.summary.endswith("; no camera's frame is sought by them here")
+    assert "video" not in outcome.hint.text
+    assert alone(root, stack="openpi").status == "fail"  # its LeRobot compares them when it opens the dataset
+    edit(last_file(root), "index", put(130, 7, root))
+    outcome = alone(root)
+    assert outcome.status == "fail"
+    assert ", episode 1, frame 130: index is 7" in outcome.summary
+    assert "number the frames anew" in outcome.hint.text

@@ -11,7 +11,7 @@ from PIL import Image
 
 from preflight.config.schema import DataConfig, ModelConfig
 from preflight.data.dataset import SampleDataset
-from preflight.data.images import read_image
+from preflight.data.images import decode_picture, iterate_values, read_image
 from preflight.errors import DataError
 
 V30 = Path(__file__).parent.parent / "examples" / "data" / "g1"
@@ -87,3 +87,28 @@ def test_damaged_pictures_are_placed(tmp_path):
         assert error.value.message.startswith(message)
     with pytest.raises(DataError, match=r"row 0: column 'dog' cannot be read"):
         read_image(path, "dog", 0)
+
+
+@pytest.mark.parametrize(("kind", "mode", "written_as"), [(np.uint16, "I;16", "png"), (np.float32, "F", "tiff")])
+def test_depth_pictures_are_refused_rather_than_saturated(tmp_path, kind, mode, written_as):
+    path, buffer = tmp_path / "file.parquet", io.BytesIO()
+    Image.fromarray(np.full((6, 8), 1500, kind)).save(buffer, format=written_as)
+    pq.write_table(pa.table({"depth": column([buffer.getvalue()])}), path)
+    with pytest.raises(DataError) as error:
+        read_image(path, "depth", 0)
+    assert error.value.message == (
+        f"{path}, row 0: the picture in 'depth' has more than 8 bits a channel (mode {mode}), like a depth picture, "
+        "which cannot be shown to the model"
+    )
+    assert "Drop this camera" in error.value.hint
+
+
+def test_rows_in_sequence_are_those_that_are_read_alone(root):
+    path = root / "data" / "chunk-000" / "file-000.parquet"
+    for rows in (range(95, 220), range(3), range(490, 498), range(100, 200)):
+        values = list(iterate_values(path, CAMERA, rows))
+        assert [row for row, _ in values] == list(rows)
+        for row, value in values:
+            np.testing.assert_array_equal(decode_picture(value, path, CAMERA, row).pixels, picture(row))
+    with pytest.raises(DataError, match="has 498 rows, no row 499"):
+        list(iterate_values(path, CAMERA, range(490, 500)))

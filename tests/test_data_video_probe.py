@@ -211,6 +211,8 @@ def test_places_that_cannot_be_true_are_named(video):
         ((64, 48, 3), ("width", "height", "channel"), (48, 64)),
         ((48, 64, 3), None, (48, 64)),
         ((3, 48, 64), None, (48, 64)),
+        ((3, 48, 64), ("height", "width", "channel"), (48, 64)),
+        ((48, 64, 3), ("channel", "height", "width"), (48, 64)),
         ((48, 64), ("height", "width"), (48, 64)),
         ((48, 64), None, None),
     ],
@@ -258,9 +260,9 @@ def test_a_beginning_of_the_order_is_spread_over_all():
 def test_a_pass_without_time_looks_at_both_ends_and_says_what_it_saw(tmp_path):
     one, other = files_of(small_copy(V21, tmp_path / "g1"))
     videos = [dataclasses.replace(one, episode=np.array([i])) for i in range(6)]
-    seen = look_at([videos, [other]], threads=2, limit_s=0, every_packet=False)
+    seen = look_at([videos, [other]], threads=2, limit_s=0, every_frame=False)
     assert [found.video.episode.tolist() for found in seen] == [[0], [5], [1]]
-    assert len(look_at([videos, [other]], threads=2, limit_s=600, every_packet=False)) == 7
+    assert len(look_at([videos, [other]], threads=2, limit_s=600, every_frame=False)) == 7
 
 
 def test_all_episodes_of_one_video_are_decoded_and_all_pieces_counted(tmp_path):
@@ -273,8 +275,36 @@ def test_all_episodes_of_one_video_are_decoded_and_all_pieces_counted(tmp_path):
         start_s=np.arange(27) * length / 30,
     )
     told = []
-    (seen,) = look_at([[many]], threads=2, limit_s=600, every_packet=True, progress=lambda *done: told.append(done))
+    (seen,) = look_at([[many]], threads=2, limit_s=600, every_frame=True, progress=lambda *done: told.append(done))
     assert seen.decoded == 27
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    (seen,) = look_at([[many]], threads=2, limit_s=0, every_packet=True)
+    (seen,) = look_at([[many]], threads=2, limit_s=0, every_frame=True)
     assert seen.decoded == 1
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_frames_that_the_decoder_fills_in_are_found_when_all_are_decoded(video, codec):
+    encode(video.path, pictures(1), codec=codec, g="10")
+    content = bytearray(video.path.read_bytes())
+    middle = len(content) // 2
+    content[middle - 150 : middle + 150] = bytes(300)
+    video.path.write_bytes(content)
+    assert probe(video, [0], packets="all").decoded == 1
+    told = []
+    seen = probe(video, [0], packets="all", every_frame=True, told=told.append)
+    (fault,) = seen.faults
+    assert fault.startswith(f"{video.path}, episode 7, frame 150: it is damaged, the decoder fills it in")
+    assert 0 < FRAMES - seen.frames_decoded < 10
+    assert FRAMES - 10 < sum(told) < FRAMES
+
+
+def test_decoding_all_frames_can_be_stopped(video):
+    encode(video.path, pictures(1))
+    seen = probe(video, [0], every_frame=True, stop=lambda: True)
+    assert (seen.faults, seen.frames_decoded) == ((), 32)
+    assert probe(video, [0], every_frame=True).frames_decoded == FRAMES
+
+
+def test_a_size_that_is_not_the_shape_is_marked(video):
+    encode(video.path, [picture[:32] for picture in pictures(1)])
+    assert probe(video, [0]).wrong_size

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,19 @@ MAX_OPEN_FILES = 16
 # Rows decoded at once on the way to the wanted one: bounds memory where a row group is a whole episode of pictures.
 _ROWS_AT_ONCE = 16
 
+# Pillow's modes of 16-bit and of float pictures, which a conversion to RGB saturates: "I;16", "I", "F".
+_DEEP_MODES = ("I", "F")
+
 _open_files: collections.OrderedDict[Path, pq.ParquetFile] = collections.OrderedDict()
 _lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One decoded picture."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]  # as RGB
+    channels: int  # that it is stored with: 1 where it is grey or has a palette
 
 
 def read_image(path: Path, column: str, row: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -43,14 +56,73 @@ def read_image(path: Path, column: str, row: int) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         DataError: if the file, the row or the picture cannot be read, naming file and row.
     """
+    return read_picture(path, column, row).pixels
+
+
+def read_picture(path: Path, column: str, row: int) -> Picture:
+    """Reads one picture with the number of channels that it is stored with; else like `read_image`."""
     with _lock:
         value = _value(path, column, row)
+    return decode_picture(value, path, column, row)
+
+
+def iterate_values(path: Path, column: str, rows: range) -> Iterator[tuple[int, object]]:
+    """Goes through undecoded pictures one after the other, without passing over rows again for each.
+
+    Args:
+        path: The parquet file.
+        column: The camera's column.
+        rows: Rows in the file, in sequence.
+
+    Yields:
+        The row and what it holds, for `decode_picture`.
+
+    Raises:
+        DataError: if the file cannot be read or has not so many rows.
+    """
+    at = 0
+    with open_parquet(path) as file:
+        for group in range(file.num_row_groups):
+            held = file.metadata.row_group(group).num_rows
+            if at + held <= rows.start or at >= rows.stop:
+                at += held
+                continue
+            try:
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
+                    values = batch.column(column)
+                    for i in range(max(0, rows.start - at), min(batch.num_rows, rows.stop - at)):
+                        yield at + i, values[i].as_py()
+                    at += batch.num_rows
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise DataError(f"{path}, row {at}: column {column!r} cannot be read ({error})") from error
+    if at < rows.stop:
+        raise DataError(f"{path} has {at} rows, no row {rows.stop - 1}")
+
+
+def decode_picture(value: object, path: Path, column: str, row: int) -> Picture:
+    """Decodes what a row holds.
+
+    Args:
+        value: A dict with the encoded picture in `bytes`.
+        path: The parquet file, to be named.
+        column: The camera's column, to be named.
+        row: The row in the file, to be named.
+
+    Raises:
+        DataError: if there is no picture, it cannot be decoded, or it has more than 8 bits a channel.
+    """
     content = value.get("bytes") if isinstance(value, dict) else None
     if not content:
         raise DataError(f"{path}, row {row}: column {column!r} holds no picture")
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
+            if image.mode.startswith(_DEEP_MODES):
+                raise DataError(
+                    f"{path}, row {row}: the picture in {column!r} has more than 8 bits a channel (mode {image.mode}), "
+                    "like a depth picture, which cannot be shown to the model",
+                    "Drop this camera from the config, or convert its pictures to 8-bit RGB.",
+                )
+            return Picture(pixels=np.asarray(image.convert("RGB")), channels=len(image.getbands()))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}, row {row}: the picture in {column!r} cannot be decoded ({error})") from error
 

@@ -58,7 +58,7 @@ def video_files(info: DatasetInfo, episodes: Episodes, camera: str) -> list[Vide
                 camera=camera,
                 path=info.video_file(camera, *pair),
                 fps=info.fps,
-                size=_size(info.features[camera]),
+                size=height_and_width(info.features[camera]),
                 episode=episodes.index[order],
                 length=episodes.length[order],
                 start_s=segments.from_timestamp[order],
@@ -103,28 +103,43 @@ def missing_frames(video: VideoFile, times_s: Float64[np.ndarray, " n"]) -> str 
     first, frames, held = None, 0, 0
     for at, length in enumerate(video.length.tolist()):
         wanted = video.time_s(at, np.arange(length))
-        after = np.searchsorted(times_s, wanted)
-        near = times_s[np.stack([np.maximum(after - 1, 0), np.minimum(after, len(times_s) - 1)])]
-        distance = np.abs(near - wanted)
-        gone = distance.min(axis=0) > TOLERANCE_S
+        nearest = nearest_times(wanted, times_s)
+        gone = np.abs(nearest - wanted) > TOLERANCE_S
         if not gone.any():
             continue
         frames, held = frames + int(gone.sum()), held + 1
         if first is None:
             frame = int(gone.argmax())
-            nearest = near[distance[:, frame].argmin(), frame]
             first = (
                 f"{video.named(at, frame)}: no frame within {TOLERANCE_S:g} s of {wanted[frame]:.4f} s, the nearest "
-                f"is at {nearest:.4f} s"
+                f"is at {nearest[frame]:.4f} s"
             )
     return first and f"{first} (in all {frames} frame(s) of {held} episode(s))"
 
 
-def _size(feature: Feature) -> tuple[int, int] | None:
-    """Height and width of a camera's shape, whose order its names give, else the place of its channels."""
+def nearest_times(wanted: Float64[np.ndarray, " n"], times_s: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " n"]:
+    """Finds for each time the nearest of others.
+
+    Args:
+        wanted: In seconds.
+        times_s: In seconds, sorted; at least one.
+    """
+    after = np.searchsorted(times_s, wanted)
+    before, after = np.maximum(after - 1, 0), np.minimum(after, len(times_s) - 1)
+    closer = np.abs(times_s[before] - wanted) <= np.abs(times_s[after] - wanted)
+    return times_s[np.where(closer, before, after)]
+
+
+def height_and_width(feature: Feature) -> tuple[int, int] | None:
+    """Height and width of a camera's shape, whose order its names give, else the place of its channels.
+
+    Names that give a height or width of 4 or less contradict the shape: [3, 480, 640] as height, width, channel.
+    """
     names = [name.lower()[:1] for name in feature.names or ()]
     if len(names) == len(feature.shape) and {"h", "w"} <= set(names):
-        return feature.shape[names.index("h")], feature.shape[names.index("w")]
+        named = feature.shape[names.index("h")], feature.shape[names.index("w")]
+        if min(named) > 4 or len(feature.shape) != 3:
+            return named
     if len(feature.shape) != 3:
         return None
     height, width = feature.shape[1:] if feature.shape[0] <= 4 < feature.shape[2] else feature.shape[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +33,9 @@ def look_at(
     *,
     threads: int,
     limit_s: float,
-    every_packet: bool,
+    every_frame: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    frames_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SeenVideo]:
     """Looks at every video once, then at the further episodes of those that hold many.
 
@@ -41,27 +43,43 @@ def look_at(
         by_camera: The videos of each camera.
         threads: How many are looked at at once; decoding lets go of Python's lock.
         limit_s: After so many seconds nothing further is begun, except the first and the last video of each camera.
-        every_packet: Compare the time of every frame.
+        every_frame: Compare the time of every frame and decode it.
         progress: Told how many pieces of work are done, and of how many.
+        frames_progress: Told how many frames were decoded in sequence, and of how many, from any thread.
 
     Returns:
         The videos that were looked at, in the order given.
     """
     deadline = time.monotonic() + limit_s
-    videos: list[VideoFile] = _by_turns([[files[at] for at in spread(len(files))] for files in by_camera])
-    pieces: list[tuple[VideoFile, list[int]]] = _by_turns([_pieces(video) for video in videos])
+    videos: list[VideoFile] = by_turns([[files[at] for at in spread(len(files))] for files in by_camera])
+    pieces: list[tuple[VideoFile, list[int]]] = by_turns([_pieces(video) for video in videos])
     always = sum(min(2, len(files)) for files in by_camera)
     broken: set[int] = set()
+    frames, frames_done, lock = sum(int(video.length.sum()) for video in videos), 0, threading.Lock()
 
     def late() -> bool:
         return time.monotonic() > deadline
+
+    def came_out(count: int) -> None:
+        nonlocal frames_done
+        with lock:
+            frames_done += count
+            done = frames_done
+        frames_progress(min(done, frames), frames)
 
     def look(number: int) -> Probe | None:
         video, decode = pieces[number]
         first = number < len(videos)
         if (number >= always and late()) or (not first and id(video) in broken):
             return None
-        seen = probe(video, decode, packets=("all" if every_packet else "some") if first else "none", stop=late)
+        seen = probe(
+            video,
+            decode,
+            packets=("all" if every_frame else "some") if first else "none",
+            every_frame=every_frame and first,
+            stop=late,
+            told=came_out,
+        )
         if seen.faults:
             broken.add(id(video))
         return seen
@@ -109,5 +127,6 @@ def _pieces(video: VideoFile) -> list[tuple[VideoFile, list[int]]]:
     return [(video, sorted(places[start : start + _EPISODES_AT_ONCE])) for start in starts]
 
 
-def _by_turns(rows: Sequence[Sequence[Any]]) -> list[Any]:
+def by_turns(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """The first of each row, then the second of each, and so on."""
     return [entry for turn in zip_longest(*rows) for entry in turn if entry is not None]

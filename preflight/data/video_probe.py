@@ -15,6 +15,7 @@ import numpy as np
 
 from preflight.data.mp4 import torn
 from preflight.data.video import Video
+from preflight.data.video_decode import decode_whole
 from preflight.data.video_files import VideoFile, frames_needed, impossible_layout, missing_frames
 from preflight.errors import DataError
 
@@ -36,6 +37,8 @@ class Probe:
     size: tuple[int, int] = (0, 0)  # height and width in pixels
     frames: int = 0  # as the container says, or its packets counted
     key_frame_distance: int = 0  # the most frames from one key frame to the next, among the packets looked at
+    wrong_size: bool = False  # the first fault is that its size is not that of info.json
+    frames_decoded: int = 0  # in sequence, where every frame was asked for
     decoded: int = 0  # episodes of which first, middle and last frame were decoded
 
 
@@ -52,7 +55,9 @@ def probe(
     decode: Sequence[int],
     *,
     packets: Literal["none", "some", "all"] = "some",
+    every_frame: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    told: Callable[[int], None] = lambda frames: None,
 ) -> Probe:
     """Looks at one video; a file that cannot be read is a fault in the answer, no exception.
 
@@ -62,7 +67,9 @@ def probe(
         packets: "all" compares the time of every frame with the grid of its episode, without decoding it; "some" does
             so for short videos, and where the number of frames or the rate is not that of the episodes; "none" decodes
             alone.
-        stop: Asked before each episode but the first: yes leaves the others out.
+        every_frame: Decode all frames in sequence as well.
+        stop: Asked before each episode but the first, and every few frames: yes leaves the others out.
+        told: Told how many further frames were decoded in sequence.
 
     Returns:
         What was seen.
@@ -77,6 +84,15 @@ def probe(
             if packets != "none":
                 seen, in_place = _packets(container, video, every_packet=packets == "all")
             # Where frames are known to be missing, decoding would say so again.
+            if in_place and every_frame:
+                whole = decode_whole(opened, video, stop=stop, told=told)
+                in_place = not whole.faults
+                seen = dataclasses.replace(
+                    seen,
+                    faults=(*seen.faults, *(fault + _torn_mp4(video) for fault in whole.faults)),
+                    remarks=(*seen.remarks, *whole.remarks),
+                    frames_decoded=whole.frames,
+                )
             if in_place:
                 wrong, decoded = _decode(opened, video, decode, stop)
                 seen = dataclasses.replace(seen, faults=(*seen.faults, *wrong), decoded=decoded)
@@ -141,8 +157,11 @@ def _packets(container: Any, video: VideoFile, *, every_packet: bool) -> tuple[P
         )
         # Turned round, it is the metadata that has the order wrong.
         (remarks if size == video.size[::-1] else faults).append(said)
+    wrong_size = bool(faults)
     if layout := impossible_layout(video):
-        return Probe(faults=(*faults, layout), remarks=tuple(remarks), opened=True), False
+        return Probe(
+            faults=(*faults, layout), remarks=tuple(remarks), opened=True, size=size, wrong_size=wrong_size
+        ), False
 
     need = frames_needed(video)
     rate = float(stream.average_rate or video.fps)
@@ -181,6 +200,7 @@ def _packets(container: Any, video: VideoFile, *, every_packet: bool) -> tuple[P
         opened=True,
         codec=getattr(codec, "canonical_name", codec.name),
         size=size,
+        wrong_size=wrong_size,
         frames=frames,
         key_frame_distance=int(np.diff(keys, append=len(seen)).max(initial=0)) if len(keys) else len(seen),
     ), not (missing or frames < need)
