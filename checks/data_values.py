@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from checks.context import CheckContext
-from checks.data_columns import frame_text, scanned
+from checks.data_columns import episodes_text, frame_text, scanned
 from preflight.checklist import Check, Hint, Outcome, passed, warned
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _values(context: CheckContext) -> Outcome:
     scan = scanned(context)
     if not scan.columns:
         return passed("the run asks for no column of measured values")
-    findings = [*_copied(scan), *_still(scan), *_jumps(context, scan), *_hands(scan)]
+    findings = [*_copied(context, scan), *_still(scan), *_frozen(context, scan), *_jumps(context, scan), *_hands(scan)]
     constant = {key: [column.labels[i] for i in column.constant.nonzero()[0]] for key, column in scan.columns.items()}
     frames, dims = _frames(context), sum(len(column.labels) for column in scan.columns.values())
     measured = {
@@ -67,14 +67,37 @@ def _parts(scan: Scan) -> tuple[list[ColumnScan], list[ColumnScan]]:
     return actions, [column for column in scan.columns.values() if "action" not in column.key]
 
 
-def _copied(scan: Scan) -> list[tuple[str, str]]:
+def _copied(context: CheckContext, scan: Scan) -> list[tuple[str, str]]:
     actions, states = ({column.key for column in part} for part in _parts(scan))
-    pairs = [sorted(pair, key=lambda key: key in states) for pair in scan.equal]
-    return [
-        (f"{action} is equal to {state} in every frame: a policy that learns it stands still", _COPIED)
-        for action, state in pairs
-        if action in actions and state in states and not scan.columns[action].constant.all()
-    ]
+    found = []
+    for pair in scan.equal_episodes:
+        action, state = sorted(pair, key=lambda key: key in states)
+        if action not in actions or state not in states or scan.columns[action].constant.all():
+            continue
+        if pair in scan.equal:
+            where = "in every frame"
+        elif (positions := scan.copied(pair).tolist()) and not _is_hand(scan.columns[action]):
+            where = f"in every frame of {episodes_text(context, positions)}, but not in others"
+        else:
+            continue
+        found.append((f"{action} is equal to {state} {where}: a policy that learns it stands still", _COPIED))
+    return found
+
+
+def _is_hand(column: ColumnScan) -> bool:
+    """Whether a column is nothing but a hand, which many an episode does not use."""
+    return all(_HAND.search(name or column.key) for name in column.names)
+
+
+def _frozen(context: CheckContext, scan: Scan) -> list[tuple[str, str]]:
+    hint = "the recorder hung, or the robot was not switched on: look at these episodes, and drop them if it was so"
+    found = []
+    for column in scan.columns.values():
+        if (positions := scan.frozen(column.key).tolist()) and not _is_hand(column):
+            dims = f"none of the {len(column.labels)} dimensions of {column.key}"
+            where = episodes_text(context, positions)
+            found.append((f"{dims} moves in {where}, though they do in others", hint))
+    return found
 
 
 def _still(scan: Scan) -> list[tuple[str, str]]:
@@ -151,7 +174,8 @@ CHECK = Check(
     run=_values,
     doc="Goes through the columns of state and actions in all frames, file by file. It warns of a step between two "
     "neighbouring frames that is over 20 times as far as the dimension's own and over a quarter of its range, with "
-    "nothing alongside that would make it a motion; of actions that are the state itself, or never move; of a hand "
+    "nothing alongside that would make it a motion; of actions that are the state itself, or never move; of "
+    "single episodes in which actions are the state, or a column stands still that moves in others; of a hand "
     "whose command stands still while the hand moves; and of a gripper in two units. Dimensions that never move are "
     "named where it passes. NaN and infinity are data.norm-stats' to report.",
 )

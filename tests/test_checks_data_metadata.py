@@ -10,14 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from healthy import EXAMPLE, context, outcome_of
+from healthy import EXAMPLE, context, outcome_of, run_all, spoken
 
-from checks import data_metadata
+from checks import CHECKLIST, data_metadata
+from preflight.errors import DataError
 
 V30 = Path(EXAMPLE).parent / "data" / "g1"
 V21 = Path(__file__).parent / "data" / "g1_v21"
 CAMERA = "observation.images.cam_high"
+WRIST = "observation.images.cam_wrist"
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+TIMESTAMPS = ("data.present", "data.version", "data.metadata")  # what it requires
 OPENPI = {"stack": "openpi", "formats": ("v2.0", "v2.1", "v3.0")}
 
 
@@ -193,13 +196,33 @@ def test_row_groups_are_looked_at_one_by_one(v30):
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=100)
     assert outcome(v30).status == "pass"
-    index = table["index"].to_numpy().copy()
-    index[350] = 0
-    pq.write_table(table.set_column(table.schema.get_field_index("index"), "index", pa.array(index)), path, 100)
-    pq.write_table(pq.read_table(path), path, row_group_size=100)
+    number = table["episode_index"].to_numpy().copy()
+    number[350] = 0
+    at = table.schema.get_field_index("episode_index")
+    pq.write_table(table.set_column(at, "episode_index", pa.array(number)), path, row_group_size=100)
     assert the_only_problem(v30) == (
-        "data/chunk-000/file-000.parquet, rows 300 to 399 (episode 1): index goes from 0 to 399, expected 300 to 399"
+        "data/chunk-000/file-000.parquet, rows 300 to 399 (episode 1): episode_index goes from 0 to 1, expected 1 to 1"
     )
+
+
+def test_an_index_that_starts_anew_is_left_to_data_timestamps(root):
+    for path in (root / "data").rglob("*.parquet"):
+        edit_table(path, index=pq.read_table(path)["frame_index"])
+    assert outcome(root).status == "pass"
+    checked = context(f"data.root={root}")
+    results = run_all(checked, without={check.id for check in CHECKLIST} - {*TIMESTAMPS, "data.timestamps"})
+    assert spoken(results) == {"data.timestamps"}
+    assert "index from 0 through all episodes" in results["data.timestamps"].outcome.hint.text
+
+
+def test_without_episode_index_it_is_index_that_tells(v30):
+    path = first_data(v30)
+    info = json.loads((v30 / "meta" / "info.json").read_text())
+    del info["features"]["episode_index"]
+    edit_info(v30, features=info["features"])
+    table = pq.read_table(path).drop_columns(["episode_index"])
+    pq.write_table(table.set_column(table.schema.get_field_index("index"), "index", table["frame_index"]), path)
+    assert the_only_problem(v30).endswith("index goes from 0 to 276, expected 0 to 497")
 
 
 def test_columns_that_are_not_as_listed(root):
@@ -392,6 +415,78 @@ def test_tasks_by_row_in_v30(v30):
 def test_counts_and_splits_are_merely_untidy(v21, changes, said):
     edit_info(v21, **changes)
     assert the_only_problem(v21, "warn") == f"meta/info.json: {said}"
+
+
+def with_a_second_camera(root):
+    features = json.loads((root / "meta" / "info.json").read_text())["features"]
+    features[WRIST] = features[CAMERA]
+    edit_info(root, features=features)
+    if (root / "meta" / "info.json").read_text().count('"total_videos"'):
+        edit_info(root, total_videos=4)
+    for path in (root / "meta" / "episodes").rglob("*.parquet"):
+        table = pq.read_table(path)
+        for name in [name for name in table.column_names if name.startswith(f"videos/{CAMERA}/")]:
+            table = table.append_column(name.replace(CAMERA, WRIST), table[name])
+        pq.write_table(table, path)
+    for folder in sorted((root / "videos").rglob(CAMERA)):
+        shutil.copytree(folder, folder.with_name(WRIST))
+
+
+def test_videos_of_a_camera_that_the_run_does_not_use(root):
+    with_a_second_camera(root)
+    assert (outcome(root).status, outcome(root, **OPENPI).status) == ("pass", "pass")
+    for folder in list((root / "videos").rglob(WRIST)):
+        shutil.rmtree(folder)
+    videos = len(list((root / "videos").rglob("*.mp4")))  # the other camera has as many
+    said, whose = the_only_problem(root, "warn"), "episodes 0, 1" if videos == 1 else "episode 0"
+    others = "" if videos == 1 else "; so it is with 2 videos of this camera"
+    assert WRIST in said
+    assert said.endswith(f"is missing ({whose}){others}")
+    found = outcome(root)
+    assert found.hint.text == f"This run does not use the camera {WRIST}: nothing that it reads depends on it."
+    assert found.measured["missing_files"] == 0
+    assert outcome(root, **OPENPI).measured["problems"] == videos  # LeRobot's reader opens all
+    assert uses(root, CAMERA, WRIST).status == "fail"
+    assert uses(root).status == "fail"  # it cannot be told
+
+
+def uses(root, *cameras):
+    """The outcome for a run that uses these cameras, or of which it cannot be told."""
+    checked = context(f"data.root={root}")
+
+    def answer():
+        if not cameras:
+            raise DataError("the dataset lacks what the transforms ask for")
+        return cameras
+
+    checked.run.cameras = answer
+    return data_metadata.CHECK.run(checked)
+
+
+def test_what_nothing_depends_on_is_said_to_be_so(v21):
+    edit_info(v21, total_chunks=3)
+    assert outcome(v21).hint.text == "nothing that this run reads depends on it"
+    edit_info(v21, total_chunks=1, total_frames=499)
+    assert outcome(v21).hint.text == "repair the metadata, or fetch the dataset again"
+
+
+def test_chunks_size_is_what_lerobot_needs(v21):
+    info = json.loads((v21 / "meta" / "info.json").read_text())
+    del info["chunks_size"]
+    (v21 / "meta" / "info.json").write_text(json.dumps(info))
+    said = "meta/info.json: chunks_size is missing, which LeRobot's reader of format v2.x needs"
+    assert the_only_problem(v21, "warn") == said
+    assert the_only_problem(v21, **OPENPI) == said
+    assert outcome(v21, **OPENPI).hint.text == 'Add "chunks_size": 1000 to info.json.'
+
+
+def test_missing_statistics_say_whether_anything_is_to_be_done(v21, v30):
+    (v30 / "meta" / "stats.json").unlink()
+    (v21 / "meta" / "episodes_stats.jsonl").unlink()
+    without = "Nothing is needed: only LeRobot's reader opens it, and it does without."
+    assert (outcome(v30).hint.text, outcome(v30, **OPENPI).hint.text) == (without, without)
+    assert outcome(v21).hint.text.startswith("This run does not read it.")
+    assert outcome(v21, **OPENPI).hint.text.endswith("fetch the dataset again, or its folder meta/ alone.")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from healthy import context, spoken
 from test_checks_data import V21, V30, altered, edit_info, replace_column
@@ -130,8 +132,63 @@ def test_actions_that_are_the_state_are_named(v30):
         "action is equal to observation.state in every frame: a policy that learns it stands still"
     )
     assert outcome.measured["equal"] == [["observation.state", "action"]]
+    for frame in (220, 497):  # one of each episode
+        replace_column(v30, "action", lambda rows, frame=frame: rows[frame].__setitem__(0, rows[frame][0] + 0.01))
+    assert said(v30).status == "pass"
+
+
+@pytest.mark.parametrize("key", ["observation.state", "action"])
+def test_a_column_that_is_frozen_in_one_episode_is_named(v30, key):
+    replace_column(v30, key, lambda rows: rows.__setitem__(slice(221, None), [rows[221]] * 277))
+    outcome = said(v30)
+    assert outcome.status == "warn"
+    assert outcome.evidence == (
+        f"none of the 26 dimensions of {key} moves in episode 1 ({v30 / FILE}), though they do in others",
+    )
+    # A dimension that moves is enough.
+    change(v30, key, 4, lambda column: np.sin(np.arange(498) / 40))
+    assert said(v30).status == "pass"
+
+
+def test_actions_that_are_the_state_in_one_episode_are_named(v30):
+    states = []
+    replace_column(v30, "observation.state", states.extend)
+    replace_column(v30, "action", lambda rows: rows.__setitem__(slice(221, None), states[221:]))
+    outcome = said(v30)
+    assert outcome.status == "warn"
+    assert len(outcome.evidence) == 1
+    assert outcome.summary == (
+        f"action is equal to observation.state in every frame of episode 1 ({v30 / FILE}), but not in others: a policy "
+        "that learns it stands still"
+    )
+    assert outcome.measured["equal"] == []
     replace_column(v30, "action", lambda rows: rows[497].__setitem__(0, rows[497][0] + 0.01))
     assert said(v30).status == "pass"
+
+
+def test_a_hand_alone_may_rest_for_an_episode(v30):
+    for dim in range(26):
+        rename(v30, "action", dim, f"finger{dim}")
+    replace_column(v30, "action", lambda rows: rows.__setitem__(slice(221, None), [rows[221]] * 277))
+    assert said(v30).status == "pass"
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint16"])
+def test_columns_of_whole_numbers_are_looked_at(v30, dtype):
+    path = v30 / FILE
+    table = pq.read_table(path)
+    for key in ("observation.state", "action"):
+        ticks = np.rint(np.array(table[key].to_pylist()) * 2000 + 30000).astype(dtype)
+        table = table.set_column(table.schema.get_field_index(key), key, pa.array(list(ticks)))
+        edit_info(v30, lambda info, key=key: info["features"][key].update(dtype=dtype))
+    pq.write_table(table, path)
+    outcome = said(v30)
+    assert (outcome.status, outcome.measured["columns"]) == ("pass", ["observation.state", "action"])
+    assert "task_index" in context(f"data.root={v30}").run.columns()
+    change(v30, "observation.state", 9, at(300, 33000))
+    outcome = said(v30)
+    assert outcome.status == "warn"
+    assert "observation.state[9] (kRightShoulderYaw) jumps from " in outcome.summary
 
 
 def test_actions_that_never_move_are_named(v30):

@@ -57,6 +57,16 @@ def test_info_of_both_formats():
         assert info.features["timestamp"].names is None
 
 
+def test_names_may_be_an_object_of_positions(v21):
+    features = json.loads((v21 / "meta" / "info.json").read_text())["features"]
+    features["action"] |= {"shape": [3], "names": {"gripper": 2, "delta_x": 0, "delta_y": 1}}
+    features["observation.state"]["names"] = {"motors": ["a", "b"], "hands": ["c"]}
+    edit(v21, features=features)
+    read = read_info(v21).features
+    assert read["action"].names == ("delta_x", "delta_y", "gripper")
+    assert read["observation.state"].names == ("a", "b", "c")
+
+
 def test_reading_info_imports_nothing_heavy():
     script = (
         f"import sys, pathlib; from preflight.data.metadata import read_info; read_info(pathlib.Path({str(V30)!r}))\n"

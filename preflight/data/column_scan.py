@@ -17,8 +17,11 @@ from preflight.data.raw_values import split_by_files
 from preflight.data.steps import Jump, StepSample
 
 # LeRobot's own columns say which frame a row is; nobody trains on them.
-_OWN = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
+_OWN = {"timestamp", "frame_index", "episode_index", "index", "task_index", "subtask_index"}
+_NUMBERS = ("float", "int", "uint", "bool")  # how their dtypes begin
 _BLOCK = 1 << 15  # frames that are looked at together
+# A shorter episode may well be at rest: a second at the usual rates.
+_LONG = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,33 @@ class Scan:
     """All columns that were looked at."""
 
     columns: Mapping[str, ColumnScan]
-    equal: tuple[tuple[str, str], ...]  # pairs of columns that are the same in every frame
+    lengths: Int64[np.ndarray, " e"]  # of the episodes, frames
+    equal_episodes: Mapping[tuple[str, str], Bool[np.ndarray, " e"]]  # by pair of columns: the same in all its frames
+
+    @property
+    def equal(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of columns that are the same in every frame."""
+        return tuple(sorted(pair for pair, same in self.equal_episodes.items() if same.all()))
+
+    def frozen(self, key: str) -> Int64[np.ndarray, " f"]:
+        """Positions of the episodes of at least 30 frames in which no dimension moves, though some do in others.
+
+        Args:
+            key: Of the column.
+        """
+        column = self.columns[key]
+        still = (column.episode_low == column.episode_high).all(axis=1)
+        return np.flatnonzero(still & (self.lengths >= _LONG) & ~column.constant.all())
+
+    def copied(self, pair: tuple[str, str]) -> Int64[np.ndarray, " c"]:
+        """Positions of the episodes of at least 30 frames in which two columns are the same, and move.
+
+        Args:
+            pair: One of `equal_episodes`; where it is one of `equal`, there are none.
+        """
+        same, column = self.equal_episodes[pair], self.columns[pair[0]]
+        moves = (column.episode_low < column.episode_high).any(axis=1)
+        return np.flatnonzero(same & moves & (self.lengths >= _LONG) & ~same.all())
 
 
 def scanned_keys(info: DatasetInfo, columns: Sequence[str]) -> tuple[str, ...]:
@@ -57,10 +86,10 @@ def scanned_keys(info: DatasetInfo, columns: Sequence[str]) -> tuple[str, ...]:
         columns: The keys that the run asks for.
 
     Returns:
-        Those that hold floats and are not LeRobot's own.
+        Those that hold numbers, whole ones too, and are not LeRobot's own.
     """
     features = info.features
-    return tuple(k for k in columns if k in features and features[k].dtype.startswith("float") and k not in _OWN)
+    return tuple(k for k in columns if k in features and features[k].dtype.startswith(_NUMBERS) and k not in _OWN)
 
 
 def scan_columns(
@@ -86,16 +115,20 @@ def scan_columns(
     """
     seen = {key: _Column(info, key, len(episodes)) for key in keys}
     shapes = {key: math.prod(info.features[key].shape) for key in keys}
-    pairs = {(a, b) for i, a in enumerate(keys) for b in keys[i + 1 :] if shapes[a] == shapes[b]}
+    pairs = [(a, b) for i, a in enumerate(keys) for b in keys[i + 1 :] if shapes[a] == shapes[b]]
+    equal = {pair: np.zeros(len(episodes), np.bool_) for pair in pairs}
     start = position = 0
     for part, part_episodes in split_by_files(info, episodes, _BLOCK):
         values = read_columns(part, part_episodes, dict.fromkeys(keys, np.dtype(np.float32)))
-        pairs = {(a, b) for a, b in pairs if np.array_equal(values[a], values[b])}
+        for (a, b), same in equal.items():
+            frames = (values[a] == values[b]).all(axis=1)
+            same[position : position + len(part_episodes)] = np.logical_and.reduceat(frames, part_episodes.from_index)
         for key in keys:
             seen[key].add(values[key], part_episodes.from_index, start, position)
         start, position = start + part.total_frames, position + len(part_episodes)
         progress(start, info.total_frames)
-    return Scan(columns={key: column.done() for key, column in seen.items()}, equal=tuple(sorted(pairs)))
+    columns = {key: column.done() for key, column in seen.items()}
+    return Scan(columns=columns, lengths=np.asarray(episodes.length), equal_episodes=equal)
 
 
 def place_of_frame(info: DatasetInfo, episodes: Episodes, frame: int) -> tuple[Path, int, int]:

@@ -17,7 +17,12 @@ _RATE_TOLERANCE = 1e-3
 
 
 def count_problems(
-    info: DatasetInfo, raw: Mapping[str, Any], episodes: Episodes | None, num_tasks: int | None
+    info: DatasetInfo,
+    raw: Mapping[str, Any],
+    episodes: Episodes | None,
+    num_tasks: int | None,
+    *,
+    lerobot_reads: bool = False,
 ) -> Iterator[Problem]:
     """Compares the counts that no reader needs: tasks, and in format v2.x chunks and videos.
 
@@ -26,6 +31,7 @@ def count_problems(
         raw: The parsed info.json.
         episodes: Its episodes; None where they cannot be read.
         num_tasks: How many tasks are listed; None where they cannot be read.
+        lerobot_reads: Whether it is LeRobot's reader that opens the dataset.
 
     Yields:
         A problem for each count that is not what is there.
@@ -36,7 +42,11 @@ def count_problems(
         there["total_tasks"] = num_tasks
     if info.one_file_per_episode:
         if "chunks_size" not in raw:
-            yield Problem(f"{path}: chunks_size is missing, which LeRobot's reader of format v2.x needs", fatal=False)
+            yield Problem(
+                f"{path}: chunks_size is missing, which LeRobot's reader of format v2.x needs",
+                fatal=lerobot_reads,
+                hint=f'Add "chunks_size": {info.chunks_size} to info.json.' if lerobot_reads else None,
+            )
         if episodes is not None and len(episodes):
             there["total_chunks"] = len(set(episodes.data_chunk.tolist()))
             there["total_videos"] = len(episodes) * len(info.video_keys)

@@ -20,6 +20,7 @@ from preflight.data.problem import Problem, named
 from preflight.errors import DataError
 
 _VERSIONS_HINT = "Data and metadata are of different versions: fetch the dataset again."
+_CAST_HINT = "Readers cast it, so nothing needs to be done; the dtype in info.json can be set to what the column holds."
 _MAX_LAYOUTS = 8  # more than these are worked out again each time
 # info.json's names that are not Arrow's.
 _ALIASES = {"bool": pa.bool_(), "float16": pa.float16()}
@@ -31,7 +32,7 @@ class Layout:
 
     schema: pa.Schema
     num_leaves: int
-    problems: tuple[tuple[str, bool], ...]  # what follows the file's name, and whether it is fatal
+    problems: tuple[tuple[str, bool, str | None], ...]  # what follows the file's name, whether it is fatal, the hint
     widths: dict[str, tuple[int, int]]  # of the columns of lists: the leaf's index, and how many values a row must have
     ranges: dict[str, int]  # index of the leaf, for the columns of which a range is expected
 
@@ -55,7 +56,7 @@ def footer_problems(
         with open_parquet(path) as file:
             schema, footer = schema_of(file, path), file.metadata
             layout = _layout(info, schema, footer, layouts)
-            problems = [Problem(f"{path}: {text}", fatal=fatal) for text, fatal in layout.problems]
+            problems = [Problem(f"{path}: {text}", fatal=fatal, hint=hint) for text, fatal, hint in layout.problems]
             problems += _width_problems(info, path, footer, layout)
             if _end_of_data(footer) > path.stat().st_size - footer.serialized_size:
                 message = f"{path} is shorter than its footer says: a part of it is missing"
@@ -79,32 +80,30 @@ def _layout(info: DatasetInfo, schema: pa.Schema, footer: Any, layouts: list[Lay
     leaves: dict[str, list[int]] = {}
     for i in range(footer.num_columns):
         leaves.setdefault(_column_of(footer.schema.column(i).path), []).append(i)
-    problems: list[tuple[str, bool]] = []
+    problems: list[tuple[str, bool, str | None]] = []
     widths: dict[str, tuple[int, int]] = {}
     for key, feature in info.features.items():
         if feature.dtype == "video":
             continue
         if (count := schema.names.count(key)) != 1:
             wrong = "has more than one column {!r}" if count else "no column {!r}, which info.json lists"
-            problems.append((wrong.format(key), True))
+            problems.append((wrong.format(key), True, None))
             continue
         whole = schema.field(key).type
         type_, depth = _leaf(whole)
         if mismatch := _mismatch(feature, type_):
-            problems.append(
-                (f"column {key!r} holds {type_name(type_)}, but info.json says {feature.dtype}", mismatch == "other")
-            )
+            text = f"column {key!r} holds {type_name(type_)}, but info.json says {feature.dtype}"
+            problems.append((text, mismatch == "other", _CAST_HINT if mismatch == "cast" else None))
         if feature.dtype == "image" or not _is_number(type_):
             continue
         if depth > max(1, len(feature.shape)) or math.prod(feature.shape[depth:]) != 1:
             shape = list(feature.shape)
-            problems.append(
-                (f"column {key!r} holds {type_name(whole)}, but info.json gives it the shape {shape}", True)
-            )
+            text = f"column {key!r} holds {type_name(whole)}, but info.json gives it the shape {shape}"
+            problems.append((text, True, None))
         elif depth and len(leaves.get(key, ())) == 1:
             widths[key] = leaves[key][0], math.prod(feature.shape[:depth])
     if extra := sorted(set(schema.names) - info.features.keys()):
-        problems.append((f"info.json does not list the column {', '.join(map(shown, extra[:3]))}", False))
+        problems.append((f"info.json does not list the column {', '.join(map(shown, extra[:3]))}", False, None))
     ranges = {key: leaves[key][0] for key in ("episode_index", "index") if len(leaves.get(key, ())) == 1}
     layout = Layout(schema, footer.num_columns, tuple(problems), widths, ranges)
     if len(layouts) < _MAX_LAYOUTS:
@@ -193,13 +192,16 @@ def _foreign_frames(
                 if key not in layout.ranges:
                     continue
                 seen = _range(row_group.column(layout.ranges[key]).statistics)
-                if seen is not None and seen != expected:
+                if seen is None:
+                    continue
+                if seen != expected:
                     yield Problem(
                         f"{path}, rows {row} to {until - 1} ({named(numbers)}): {key} goes from {seen[0]} to "
                         f"{seen[1]}, expected {expected[0]} to {expected[1]}",
                         hint="The file holds frames of another episode. " + _VERSIONS_HINT,
                     )
-                    break  # the other column would say the same
+                # Where episode_index fits, the frames are the episode's own: `index` is data.timestamps' to report.
+                break
         row = until
 
 

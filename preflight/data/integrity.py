@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from preflight.data.problem import Problem, named
 from preflight.data.strays import stray_problems
 from preflight.data.tasks import list_tasks, tasks_file
 from preflight.errors import DataError
+from preflight.telemetry.cpus import usable_cpus
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -30,13 +31,19 @@ _MAX_THREADS = 8
 
 
 def find_problems(
-    info: DatasetInfo, *, lerobot_reads: bool = False, progress: Progress = lambda what, done, total: None
+    info: DatasetInfo,
+    *,
+    lerobot_reads: bool = False,
+    cameras: Collection[str] | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> list[Problem]:
     """Looks for every contradiction between a dataset's metadata and its files.
 
     Args:
         info: The dataset.
-        lerobot_reads: Whether it is LeRobot's reader that opens the dataset: it needs files that ours does not.
+        lerobot_reads: Whether it is LeRobot's reader that opens the dataset: it needs files that ours does not, and
+            the videos of all cameras.
+        cameras: Those that the run uses; None for all.
         progress: Told of the files looked at.
 
     Returns:
@@ -50,9 +57,11 @@ def find_problems(
         problems += _task_problems(info, tasks, lerobot_reads)
     if episodes is not None:
         problems += _episode_problems(info, episodes, lerobot_reads)
-        problems += _file_problems(info, episodes, lerobot_reads, progress)
+        used = info.video_keys if lerobot_reads or cameras is None else cameras
+        problems += _file_problems(info, episodes, lerobot_reads, used, progress)
     problems += _statistics_problems(info, lerobot_reads)
-    problems += count_problems(info, raw, episodes, None if tasks is None else len(tasks))
+    num_tasks = None if tasks is None else len(tasks)
+    problems += count_problems(info, raw, episodes, num_tasks, lerobot_reads=lerobot_reads)
     problems += split_problems(info, raw)
     problems += rate_problems(info, raw)
     return sorted(problems, key=lambda problem: not problem.fatal)
@@ -114,13 +123,18 @@ def _episode_problems(info: DatasetInfo, episodes: Episodes, lerobot_reads: bool
         )
 
 
-def _file_problems(info: DatasetInfo, episodes: Episodes, lerobot_reads: bool, progress: Progress) -> Iterator[Problem]:
+def _file_problems(
+    info: DatasetInfo, episodes: Episodes, lerobot_reads: bool, cameras: Collection[str], progress: Progress
+) -> Iterator[Problem]:
     data = _by_file(episodes.data_chunk, episodes.data_file)
     videos = {key: _by_file(segments.chunk, segments.file) for key, segments in episodes.videos.items()}
     paths: dict[Path, list[int]] = {info.data_file(*pair): positions for pair, positions in data.items()}
-    films: dict[Path, list[int]] = {
-        info.video_file(key, *pair): positions for key, files in videos.items() for pair, positions in files.items()
-    }
+    films: dict[Path, list[int]] = {}
+    camera_of: dict[Path, str] = {}
+    for key, files in videos.items():
+        for pair, positions in files.items():
+            path = info.video_file(key, *pair)
+            films[path], camera_of[path] = positions, key
 
     layouts: list[Layout] = []
 
@@ -132,17 +146,29 @@ def _file_problems(info: DatasetInfo, episodes: Episodes, lerobot_reads: bool, p
         return _missing(path, episodes, films[path])
 
     total = len(paths) + len(films)
-    threads = min(_MAX_THREADS, max(2, len(os.sched_getaffinity(0))))
+    threads = min(_MAX_THREADS, max(2, math.ceil(usable_cpus().count)))
+    unneeded: dict[str, list[Problem]] = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="data-metadata") as pool:
         done = 0
         for look, of in ((look_at_data, paths), (look_at_video, films)):
             listed = list(of)
             for first in range(0, len(listed), _PIECE):
                 piece = listed[first : first + _PIECE]
-                for problems in pool.map(look, piece):
-                    yield from problems
+                for path, problems in zip(piece, pool.map(look, piece), strict=True):
+                    camera = camera_of.get(path)
+                    if camera is None or camera in cameras:
+                        yield from problems
+                    elif problems:
+                        unneeded.setdefault(camera, []).extend(problems)
                 done += len(piece)
                 progress("files", done, total)
+    for key, problems in unneeded.items():
+        others = f"; so it is with {len(problems)} videos of this camera" if len(problems) > 1 else ""
+        yield Problem(
+            f"{problems[0].message}{others}",
+            fatal=False,
+            hint=f"This run does not use the camera {key}: nothing that it reads depends on it.",
+        )
     yield from stray_problems(info, [*paths, *films], lerobot_reads=lerobot_reads)
 
 
@@ -169,7 +195,13 @@ def _statistics_problems(info: DatasetInfo, lerobot_reads: bool) -> Iterator[Pro
     needed = lerobot_reads and info.codebase_version == "v2.1"
     if wrong := damage(path):
         fatal = needed or (lerobot_reads and wrong != "is missing")
-        yield Problem(f"{path} {wrong}", fatal=fatal, hint="Only LeRobot's reader opens it.")
+        if fatal:
+            hint = "LeRobot's reader opens it: fetch the dataset again, or its folder meta/ alone."
+        elif wrong == "is missing" and info.codebase_version != "v2.1":
+            hint = "Nothing is needed: only LeRobot's reader opens it, and it does without."
+        else:
+            hint = "This run does not read it. LeRobot's reader does: fetch meta/ again before it trains there."
+        yield Problem(f"{path} {wrong}", fatal=fatal, hint=hint)
         return
     try:
         if name == "stats.json":

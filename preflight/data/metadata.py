@@ -231,9 +231,10 @@ def _features(raw: Mapping[str, Any], path: Path) -> dict[str, Feature]:
 
 
 def _names(raw: Any) -> tuple[str, ...] | None:
-    """Flattens the three ways that datasets write them: a list, a list of lists, an object of lists."""
+    """Flattens the ways that datasets write them: a list, a list of lists, an object of lists or of positions."""
     if isinstance(raw, dict):
-        raw = list(raw.values())
+        positions = all(type(value) is int for value in raw.values())
+        raw = sorted(raw, key=lambda name: raw[name]) if positions else list(raw.values())
     if not isinstance(raw, list) or not raw:
         return None
     flat: list[str] = []

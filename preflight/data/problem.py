@@ -11,8 +11,8 @@ class Problem:
 
     message: str  # a sentence that names the file, and the episode where there is one
     fatal: bool = True  # it stops a training or gives it wrong frames; otherwise it is merely untidy
-    hint: str | None = None  # what mends it
-    unusable: bool = False  # it is about a file that is expected and missing, empty or no content
+    hint: str | None = None  # what mends it; None in what is not fatal: nothing that the run reads depends on it
+    unusable: bool = False  # it is about a file that the run needs and that is missing, empty or no content
 
 
 def named(episodes: list[int]) -> str:
