@@ -236,7 +236,9 @@ class BatchLoader:
         message = f"no batch came from the loader's {len(self._workers)} worker(s) within {self._timeout_s:g} s"
         assert self._stacks is not None
         stacks = worker_stacks.ask(self.worker_pids(), self._stacks.fileno())
-        stuck = next((stack for stack in stacks if stack.place is not None), None)
+        # One that waits for work is not what holds the batch up.
+        told = [stack for stack in stacks if stack.place is not None]
+        stuck = next((stack for stack in told if stack.reads), next(iter(told), None))
         if stuck is not None:
             message += f"; worker {stuck.number} is at {stuck.place}"
         error = PreflightError(message, f"Reading is stuck or very slow. {worker_stacks.causes(stacks)}")

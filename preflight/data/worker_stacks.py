@@ -60,6 +60,11 @@ class WorkerStack:
     text: str = ""  # all threads, as faulthandler writes them
 
     @property
+    def reads(self) -> bool:
+        """Whether it is at a batch, and not waiting to be told the next one."""
+        return any(frame.function == "read_batch" for frame in self.frames)
+
+    @property
     def place(self) -> Frame | None:
         """The innermost line that is neither Python's own nor an installed package's; else the innermost."""
         return next((frame for frame in self.frames if _is_the_users(frame)), next(iter(self.frames), None))
