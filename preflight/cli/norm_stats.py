@@ -206,7 +206,11 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    if not sys.stderr.isatty():
+        # Some versions of rich end even a bar that is disabled with an empty line.
+        yield lambda done, total: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("frames", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
