@@ -17,7 +17,6 @@ from preflight.training.folder import nearest_existing
 
 # With one file an episode and camera: from here on, the Hub's limit for those without a token is near (lerobot#1235).
 _MANY_FILES = 1000
-_LOGIN = (shlex.join(hf_command("auth", "login")),)
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(\.0)*")
 
 
@@ -58,7 +57,7 @@ def _absent(context: CheckContext, error: NotHereError) -> Outcome:
             expected=expected,
             hint=Hint(
                 text="log in, then download it before the run starts" if many else "download it before the run starts",
-                commands=(*(_LOGIN if many else ()), *_download(absent)),
+                commands=(*(_login() if many else ()), *_download(absent)),
             ),
         )
     measured["on_hub"] = {key: value for key, value in dataclasses.asdict(hub).items() if value is not None}
@@ -70,10 +69,14 @@ def _absent(context: CheckContext, error: NotHereError) -> Outcome:
             expected=expected,
             hint=Hint(
                 text="check the name; if it is private, log in as someone who may read it",
-                commands=(*_LOGIN, *_download(absent)),
+                commands=(*_login(), *_download(absent)),
             ),
         )
     return _on_hub(context, error, hub, measured)
+
+
+def _login() -> tuple[str, ...]:
+    return (shlex.join(hf_command("auth", "login")),)
 
 
 def _see(context: CheckContext, absent: Absent) -> Hint:
@@ -105,7 +108,7 @@ def _on_hub(context: CheckContext, error: NotHereError, hub: HubDataset, measure
         evidence.append(f"{hub.files:,} requests without a token end in HTTP 429, too many requests (lerobot#1235)")
     if not hub.token and (many or hub.gated or hub.private):
         steps.append("log in")
-        commands += _LOGIN
+        commands += _login()
     revision = None
     if context.run.facts.decodes_all_cameras and hub.revisions is not None:
         wanted = context.run.facts.formats[-1]

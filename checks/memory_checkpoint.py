@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import re
 
 from checks import units
@@ -128,7 +127,9 @@ def _workers_bytes(context: CheckContext) -> int | None:
 
 
 def _orbax_version() -> str:
-    return importlib.metadata.version("orbax-checkpoint")
+    from importlib import metadata
+
+    return metadata.version("orbax-checkpoint")
 
 
 def _leaks(version: str) -> bool:

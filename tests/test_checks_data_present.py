@@ -33,8 +33,8 @@ def home(monkeypatch, tmp_path):
     for name in ("HF_LEROBOT_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     return tmp_path
 
 
@@ -104,11 +104,11 @@ def test_nothing_is_asked_about_what_is_here_and_nothing_is_made(of, home):
 
 
 def test_the_native_reader_is_pointed_to_a_folder_nearby(home):
-    shutil.copytree(V30, home / "work" / "g1")
+    shutil.copytree(V30, home / "here" / "g1")
     outcome = failure(native(hub=ask_nobody))
-    assert outcome.summary.endswith(f"does not exist; a dataset of that name is at {home}/work/g1")
+    assert outcome.summary.endswith(f"does not exist; a dataset of that name is at {home}/here/g1")
     assert outcome.hint.commands[-1].startswith("preflight check ")
-    assert f"--set data.root={home}/work/g1" in outcome.hint.commands[-1]
+    assert f"--set data.root={home}/here/g1" in outcome.hint.commands[-1]
 
 
 def test_lerobots_reader_does_not_see_the_hubs_cache(home):
@@ -129,7 +129,7 @@ def test_a_path_is_no_name_that_the_hub_is_asked_for(home):
     assert outcome.hint.text == "Name it as user/name, below $HF_LEROBOT_HOME."
     shutil.copytree(V21, home / "g1")
     outcome = failure(openpis(hub=ask_nobody, repo_id="../g1"))
-    assert outcome.hint.commands[1] == f"ln -s {home}/work/../g1 {home}/hf/lerobot/local/g1"
+    assert outcome.hint.commands[1] == f"ln -s {home}/here/../g1 {home}/hf/lerobot/local/g1"
     assert "--set data.repo_id=local/g1" in outcome.hint.commands[2]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from preflight import suggest
 from preflight.data.files import read_json, shown
 from preflight.data.templates import render_path
 from preflight.errors import DataError
@@ -175,19 +175,18 @@ def nearest(name: str, valid: tuple[str, ...]) -> str:
     listed = f"The dataset has: {', '.join(valid) if valid else 'none'}"
     # The last part too, so that "cam_high" finds "observation.images.cam_high" and "actions" finds "action".
     by_tail = {key.rsplit(".", 1)[-1]: key for key in valid}
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.75)
-    near = near or [by_tail[t] for t in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_tail, n=1, cutoff=0.75)]
-    return f"Did you mean {near[0]}? {listed}" if near else listed
+    near = suggest.nearest(name, valid)
+    if near is None and (tail := suggest.nearest(name.rsplit(".", 1)[-1], by_tail)) is not None:
+        near = by_tail[tail]
+    return f"Did you mean {near}? {listed}" if near else listed
 
 
 def _require_dataset_folder(root: Path, info_path: Path) -> None:
     try:
         if not root.exists():
             siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-            near = difflib.get_close_matches(root.name, siblings, n=1)
-            hint = (
-                f"Did you mean {root.parent / near[0]}?" if near else "Check the path, or download the dataset there."
-            )
+            near = suggest.nearest(root.name, siblings, cutoff=0.6)
+            hint = f"Did you mean {root.parent / near}?" if near else "Check the path, or download the dataset there."
             raise DataError(f"{root}: no such folder", hint)
         if not root.is_dir():
             raise DataError(f"{root} is a file, not a dataset's folder")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 
 from preflight.config.schema import IMAGE_SIZE, ModelConfig
 from preflight.errors import UsageError
+from preflight.suggest import nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,6 @@ def expert_sizes(config: ModelConfig) -> tuple[GemmaSize, GemmaSize]:
 
 def _unknown(what: str, name: str, valid: Iterable[str]) -> UsageError:
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
-    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, names)
+    suggestion = f" Did you mean {near!r}?" if near else ""
     return UsageError(f"Unknown {what} {name!r}.", f"Valid names: {', '.join(names)}.{suggestion}")

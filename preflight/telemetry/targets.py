@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from preflight import suggest
 from preflight.errors import UsageError
 
 
@@ -65,7 +64,7 @@ _FIELDS = {field.name: field for field in dataclasses.fields(GpuSpec) if field.n
 
 
 def _known() -> dict[str, GpuSpec]:
-    tables = tomllib.loads(resources.files("preflight.telemetry").joinpath("gpus.toml").read_text(encoding="utf-8"))
+    tables = tomllib.loads(Path(__file__).with_name("gpus.toml").read_text(encoding="utf-8"))
     return {name: spec_from(table, name=name, where="gpus.toml") for name, table in tables.items()}
 
 
@@ -82,8 +81,8 @@ def spec_from(table: Mapping[str, Any], *, name: str, where: str) -> GpuSpec:
     """
     for key in table:
         if key not in _FIELDS:
-            near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.7)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
+            near = suggest.nearest(key, _FIELDS, cutoff=0.7)
+            meant = f"; did you mean {near!r}?" if near else ""
             raise UsageError(f"{where}: unknown key {key!r}{meant}", f"its keys: {', '.join(_FIELDS)}")
     missing = [key for key, f in _FIELDS.items() if f.default is dataclasses.MISSING and key not in table]
     if missing:
@@ -141,10 +140,10 @@ def gpu(name: str) -> GpuSpec:
     flat = {known.replace("-", ""): known for known in GPUS}
     if key.replace("-", "") in flat:
         return GPUS[flat[key.replace("-", "")]]
-    near = difflib.get_close_matches(key.replace("-", ""), flat, n=1, cutoff=0.75)
+    near = suggest.nearest(key.replace("-", ""), flat)
     # "a100" is near two; a name that leaves the size open is answered with all that begin with it.
     beginning = [known for known in GPUS if key and known.startswith(key)]
-    meant = beginning or [flat[match] for match in near]
+    meant = beginning or ([flat[near]] if near else [])
     own = "another GPU: --target FILE.toml, see `preflight explain memory.device`"
     raise UsageError(
         f"Unknown GPU {name!r}; known are {', '.join(sorted(GPUS))}.",
