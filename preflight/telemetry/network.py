@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 import threading
 
 PING_S = 3.0
@@ -15,6 +14,8 @@ def unreachable(host: str, port: int) -> str | None:
     Returns:
         The reason; None where it can be made.
     """
+    import socket  # late: every start would wait for it
+
     answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def connect() -> None:
