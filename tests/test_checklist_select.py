@@ -95,6 +95,12 @@ def test_a_category_is_pointed_to_its_glob():
     assert caught.value.hint == "data is a category; all its checks are 'data.*'."
 
 
+def test_several_in_one_are_told_apart():
+    with pytest.raises(UsageError) as caught:
+        select(CHECKS, only=["data.*, grad.*"])
+    assert caught.value.hint == "One id or glob each: --only data.* --only grad.*"
+
+
 def test_an_empty_choice_says_which_level_has_it():
     with pytest.raises(UsageError) as caught:
         select(CHECKS, level="quick", only=["grad.*"])

@@ -52,8 +52,12 @@ def select(
         raise UsageError(f"unknown level {level!r}", hint=f"The levels are {', '.join(LEVELS)}.")
     for option, patterns in (("--only", only), ("--skip", skip)):
         for pattern in patterns:
-            if not any(fnmatchcase(id_, pattern) for id_ in by_id):
-                raise _no_match(f"{option} {pattern}", pattern, by_id)
+            if any(fnmatchcase(id_, pattern) for id_ in by_id):
+                continue
+            if len(several := pattern.replace(",", " ").split()) > 1:
+                repeated = " ".join(f"{option} {one}" for one in several)
+                raise UsageError(f"{option} {pattern!r} matches no check", hint=f"One id or glob each: {repeated}")
+            raise _no_match(f"{option} {pattern}", pattern, by_id)
 
     within = {check.id for check in checks if _at_most(check, level)}
     chosen = {id_ for id_ in by_id if id_ in only or (id_ in within and (not only or _match(id_, only) is not None))}
