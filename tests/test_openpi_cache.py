@@ -75,7 +75,7 @@ def test_a_look_up_that_hangs_is_not_waited_for(monkeypatch):
         raise OSError("given up")
 
     monkeypatch.setattr(network, "PING_S", 0.1)
-    monkeypatch.setattr(network.socket, "create_connection", hang)
+    monkeypatch.setattr(socket, "create_connection", hang)
     start = time.monotonic()
     assert network.unreachable("storage.example", 443) == "no answer"
     assert time.monotonic() - start < 5
@@ -88,7 +88,7 @@ def test_a_connection_that_takes_too_long_is_given_up(monkeypatch):
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(network, "PING_S", 0.1)
-    monkeypatch.setattr(network.socket, "create_connection", slow)
+    monkeypatch.setattr(socket, "create_connection", slow)
     assert network.unreachable("10.255.255.1", 443) in ("timed out", "no answer")
 
 
@@ -96,5 +96,5 @@ def test_an_unknown_host_is_unreachable(monkeypatch):
     def unknown(*args, **kwargs):
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(network.socket, "create_connection", unknown)
+    monkeypatch.setattr(socket, "create_connection", unknown)
     assert "Name or service not known" in network.unreachable("nowhere.invalid", 443)
