@@ -17,12 +17,13 @@ def decide(
     memory: MemoryBudget,
     usable_cpus: float,
     demand_samples_per_s: float | None = None,
+    demand_source: str | None = None,
     not_measured: Mapping[int, str] | None = None,
     samples: float | None = None,
 ) -> tuple[int, str]:
     """The number of workers to use and the reason, for a person to believe.
 
-    The rule: of the points whose workers fit into RAM, shared memory and file descriptors, the fewest workers whose
+    The rule: of the points whose workers fit into RAM and file descriptors, the fewest workers whose
     interval reaches that of the fastest point, and, where the demand is known, whose whole interval meets it. If none
     meets the demand, the fewest that reach the fastest are taken and the reason says what is missing. Loading in the
     process itself (0 workers) makes every step wait for its batch, so it is chosen only where nothing else can be.
@@ -32,6 +33,7 @@ def decide(
         memory: What there is.
         usable_cpus: Names the cause where more workers are slower.
         demand_samples_per_s: What the training step consumes, if known.
+        demand_source: Where that is from, in words.
         not_measured: Numbers of workers that were left out, and why.
         samples: How many the run will load, if known. Points are then compared by the time until the last of them,
             the wait for the first batch included: more workers that start slowly do not pay in a short run.
@@ -63,7 +65,7 @@ def decide(
     else:
         sentences = [_short_run_clause(chosen, fastest, samples)]
     if demand_samples_per_s is not None:
-        sentences.append(_demand_sentence(chosen, candidates, demand_samples_per_s))
+        sentences.append(_demand_sentence(chosen, candidates, demand_samples_per_s, demand_source))
     slower = [
         point
         for point in candidates
@@ -150,22 +152,21 @@ def _main_clause(chosen: PointResult, best: PointResult, ordered: Sequence[Point
     return clause + "."
 
 
-def _demand_sentence(chosen: PointResult, candidates: Sequence[PointResult], demand: float) -> str:
-    asked = f"{demand:.0f}" if demand >= 100 else f"{demand:.3g}"
+def _demand_sentence(chosen: PointResult, candidates: Sequence[PointResult], demand: float, source: str | None) -> str:
+    asked = f"{demand:.0f} samples/s" if demand >= 100 else f"{demand:.3g} samples/s"
+    if source is not None:
+        asked += f" ({source})"
     if not _meets(chosen, demand):
         short = 1 - chosen.samples_per_s.median / demand
         if short <= 0:
-            return f"The training step asks for {asked} samples/s, which lies within the interval: it may have to wait."
-        return f"The training step asks for {asked} samples/s, so it will wait for data ({short:.0%} too slow)."
+            return f"The training step asks for {asked}, which lies within the interval: it may have to wait."
+        return f"The training step asks for {asked}, so it will wait for data ({short:.0%} too slow)."
     fewer = next((point for point in candidates if _meets(point, demand)), chosen)
     if fewer.num_workers < chosen.num_workers:
         saved = (chosen.workers_mib or 0.0) - (fewer.workers_mib or 0.0)
         price = f" and {_size(saved)} less RAM" if saved >= _NOTABLE_MIB else ""
-        return (
-            f"The training step asks for only {asked} samples/s: {_workers(fewer)} would do "
-            f"({fewer.samples_per_s}){price}."
-        )
-    return f"The training step asks for {asked} samples/s."
+        return f"The training step asks for only {asked}: {_workers(fewer)} would do ({fewer.samples_per_s}){price}."
+    return f"The training step asks for {asked}."
 
 
 def workers_text(number: int) -> str:

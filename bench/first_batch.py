@@ -1,6 +1,6 @@
 """`python -m bench.first_batch [CONFIG]`: how long four workers take to their first batch, in fresh processes.
 
-Measured from constructing the loader, with torch imported and the dataset open, in two ways: the server that workers
+Measured from constructing the loader, with the dataset open, in two ways: the server that workers
 are forked from is started with the loader, or it was started when the process began, as `preflight train` does.
 """
 
@@ -25,8 +25,6 @@ def measure_once(config: str, early: bool) -> float:
 
     if early:
         start_worker_server()
-    import torch  # noqa: F401
-
     run = load_run(config)
     dataset = run.dataset()
     if early:

@@ -38,11 +38,6 @@ def _limit(result: SweepResult) -> str | None:
     number = memory.max_workers_by.get(memory.binds_first or "")
     if number is None or number >= CAP_AT_LEAST:
         return None  # nobody wants so many
-    if memory.binds_first == "shared_memory" and limits.shared is not None:
-        return (
-            f"Shared memory: {size_text(limits.shared.free_bytes)} is free in {limits.shared.folder}, room for the "
-            f"batches of {workers_text(number)}: this binds before RAM does."
-        )
     if memory.binds_first == "descriptors":
         return (
             f"File descriptors: {limits.descriptor_limit} (ulimit -n) are enough for {workers_text(number)}: "

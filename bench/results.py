@@ -197,24 +197,50 @@ class MemoryBudget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """A whole sweep, points in ascending order of workers."""
+class _Sweep:
+    """What a sweep knows from its start, and its points, in ascending order of workers."""
 
     batch_size: int
     environment: dict[str, Any]
     points: tuple[PointResult, ...]
     demand_samples_per_s: float | None
+    demand_source: str | None = None  # where the demand is from, in words; None where there is none, or nobody said
+    config: str | None = None  # name of the run's config, where there is one
+    stack: str | None = None
+    dataset: Dataset | None = None  # what was loaded, where that is known
+    start_method: str = START_METHOD
+
+    def _header(self, *, complete: bool) -> dict[str, Any]:
+        """What the JSON of every sweep begins with."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "complete": complete,
+            "config": self.config,
+            "stack": self.stack,
+            "batch_size": self.batch_size,
+            "dataset": None if self.dataset is None else self.dataset.to_json(),
+            "start_method": self.start_method,
+            "environment": self.environment,
+            "points": [point.to_json() for point in self.points],
+            "demand_samples_per_s": self.demand_samples_per_s,
+            "demand_source": self.demand_source,
+        }
+
+    def _raw(self) -> list[dict[str, Any]]:
+        return [point.raw_to_json() for point in self.points]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(_Sweep):
+    """A whole sweep, points in ascending order of workers."""
+
     memory: MemoryBudget
     recommended_num_workers: int
     reason: str
-    config: str | None = None  # name of the run's config, where there is one
-    stack: str | None = None
     not_measured: dict[int, str] = field(default_factory=dict)  # number of workers -> why it was left out
     attribution: Attribution | None = None  # None: not asked for
     bottleneck: Bottleneck | None = None  # likewise
     page_cache: PageCache | None = None  # None: it is not known which files the dataset reads
-    dataset: Dataset | None = None  # what was loaded, where that is known
-    start_method: str = START_METHOD
     epoch_samples: int | None = None  # samples in the dataset
     run_samples: float | None = None  # that the training will load, where known
 
@@ -228,22 +254,13 @@ class SweepResult:
     def to_json(self) -> dict[str, Any]:
         """The result as one JSON object; seconds, samples/s and MiB, the raw intervals rounded to microseconds."""
         return {
-            "schema_version": SCHEMA_VERSION,
-            "complete": True,
-            "config": self.config,
-            "stack": self.stack,
-            "batch_size": self.batch_size,
-            "dataset": None if self.dataset is None else self.dataset.to_json(),
-            "start_method": self.start_method,
-            "environment": self.environment,
-            "points": [point.to_json() for point in self.points],
-            "demand_samples_per_s": self.demand_samples_per_s,
+            **self._header(complete=True),
             "memory": {**self.memory.to_json(), "outlook": [one.to_json() for one in self.outlooks()]},
             "recommended_num_workers": self.recommended_num_workers,
             "reason": self.reason,
             "attribution": self._attribution_to_json(),
             "page_cache": None if self.page_cache is None else self.page_cache.to_json(),
-            "raw": [point.raw_to_json() for point in self.points],
+            "raw": self._raw(),
         }
 
     def _attribution_to_json(self) -> dict[str, Any] | None:
@@ -260,31 +277,11 @@ class SweepResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartialSweep:
+class PartialSweep(_Sweep):
     """What an interrupted or failed sweep leaves: points, in ascending order of workers, and no recommendation."""
 
-    batch_size: int
-    environment: dict[str, Any]
-    points: tuple[PointResult, ...]
     asked: tuple[int, ...]  # the numbers of workers that were to be measured
-    demand_samples_per_s: float | None
-    config: str | None = None
-    stack: str | None = None
-    dataset: Dataset | None = None
-    start_method: str = START_METHOD
 
     def to_json(self) -> dict[str, Any]:
         """As of a complete sweep, with ``complete`` false and without what can only be said at the end."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "complete": False,
-            "config": self.config,
-            "stack": self.stack,
-            "batch_size": self.batch_size,
-            "dataset": None if self.dataset is None else self.dataset.to_json(),
-            "start_method": self.start_method,
-            "environment": self.environment,
-            "points": [point.to_json() for point in self.points],
-            "demand_samples_per_s": self.demand_samples_per_s,
-            "raw": [point.raw_to_json() for point in self.points],
-        }
+        return {**self._header(complete=False), "raw": self._raw()}

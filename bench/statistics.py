@@ -103,6 +103,40 @@ def median_ratio(
     return Estimate(ratio, float(lo), float(hi))
 
 
+def paired_ratio(
+    new: Sequence[Sequence[float] | np.ndarray], old: Sequence[Sequence[float] | np.ndarray], *, seed: int = 0
+) -> Estimate:
+    """The median over rounds of the ratio of two medians, new to old, with its 95 % interval.
+
+    What a machine did in a round, it did to both: drawing rounds and not values of either side keeps that out of the
+    interval. Values are resampled within the rounds that were drawn.
+
+    Args:
+        new: The values of each round; at least one round, none empty, all positive.
+        old: Likewise, of the same rounds.
+        seed: Of the resampling. With fewer than ``MIN_RESAMPLED`` values on either side the interval is the range that
+            the ratio can have in a round.
+    """
+    pairs = [(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(new, old, strict=True)]
+    if not pairs or not all(a.size and b.size for a, b in pairs):
+        raise ValueError("a paired ratio needs at least one round, and values on both sides of each")
+    ratios = np.array([np.median(a) / np.median(b) for a, b in pairs])
+    ratio = float(np.median(ratios))
+    if min(sum(one[side].size for one in pairs) for side in (0, 1)) < MIN_RESAMPLED:
+        lo, hi = min(a.min() / b.max() for a, b in pairs), max(a.max() / b.min() for a, b in pairs)
+        return Estimate(ratio, float(lo), float(hi))
+    rng = np.random.default_rng(seed)
+
+    def medians(values: np.ndarray) -> np.ndarray:
+        resampled: np.ndarray = np.median(values[rng.integers(values.size, size=(_RESAMPLES, values.size))], axis=1)
+        return resampled
+
+    by_round = np.stack([medians(a) / medians(b) for a, b in pairs], axis=1)
+    drawn = rng.integers(len(pairs), size=by_round.shape)
+    lo, hi = np.quantile(np.median(np.take_along_axis(by_round, drawn, axis=1), axis=1), [0.025, 0.975])
+    return Estimate(ratio, float(lo), float(hi))
+
+
 def _nonempty(rounds: Sequence[Sequence[float] | np.ndarray]) -> list[np.ndarray]:
     arrays = [array for values in rounds if (array := np.asarray(values, dtype=np.float64)).size]
     if not arrays:

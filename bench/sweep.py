@@ -43,7 +43,7 @@ from bench.statistics import (
     median_interval,
     percentiles,
 )
-from bench.worker_limits import WorkerLimits, limits_here, shared_memory_advice
+from bench.worker_limits import WorkerLimits, limits_here
 from bench.workers_argument import check_workers
 from preflight.data.loader import BatchLoader
 from preflight.data.pickling import pickled_bytes
@@ -69,6 +69,7 @@ def sweep(
     seed: int = 0,
     rounds: int = 3,
     demand_samples_per_s: float | None = None,
+    demand_source: str | None = None,
     on_point: Callable[[PointResult], None] | None = None,
     loader: LoaderFactory = BatchLoader,
     config: str | None = None,
@@ -89,6 +90,7 @@ def sweep(
         seed: Of the order of samples and of the bootstrap.
         rounds: Slices that a point's time is divided into.
         demand_samples_per_s: What the training step consumes, where known; enters the recommendation.
+        demand_source: Where that is from, in words, for the reason.
         on_point: Called with a point's figures so far after each of its slices; what it was given is what remains when
             the sweep is interrupted or the dataset fails.
         loader: Makes a loader; for ``BatchLoader``'s arguments.
@@ -178,7 +180,7 @@ def sweep(
                 on_point(points[num_workers])
 
     if not points:
-        raise _nothing_fits(not_measured, limits)
+        raise _nothing_fits(not_measured)
     ordered = tuple(points[number] for number in sorted(points))
     budget = budget_now()
     recommended, reason = decide(
@@ -186,6 +188,7 @@ def sweep(
         memory=budget,
         usable_cpus=usable_cpus().count,
         demand_samples_per_s=demand_samples_per_s,
+        demand_source=demand_source,
         not_measured=not_measured,
         samples=run_samples,
     )
@@ -208,6 +211,7 @@ def sweep(
         environment=environment(),
         points=ordered,
         demand_samples_per_s=demand_samples_per_s,
+        demand_source=demand_source,
         memory=budget,
         recommended_num_workers=recommended,
         reason=reason,
@@ -234,13 +238,10 @@ def _refusal(budget: MemoryBudget, num_workers: int) -> str | None:
     return budget.refusal(num_workers, None)
 
 
-def _nothing_fits(not_measured: dict[int, str], limits: WorkerLimits) -> PreflightError:
+def _nothing_fits(not_measured: dict[int, str]) -> PreflightError:
     fewest, why = min(not_measured.items())
     workers = "1 worker" if fewest == 1 else f"{fewest} workers"
-    need = limits.shared_bytes(fewest)
     hint = "fewer workers, or a higher limit: ulimit -n 65536"
-    if need is not None and "shared memory" in why:
-        hint = shared_memory_advice(need)
     return PreflightError(f"The loader cannot be measured with {workers}: {why}.", hint)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from bench.cpu_time import Clocks
-from preflight.data.worker import BatchReader, SampleFailure, read_batch
+from preflight.data.batch_reading import SampleFailure, read_batch
 
 # Samples that a batch is made of to time its collating; it takes them in turn, so that few are held and soon there.
 _KEPT = 8
@@ -29,7 +29,7 @@ class TimedDataset:
     Args:
         dataset: To be timed.
         batch_size: Samples in a batch, for its collating.
-        shared: Whether the batch goes into shared memory, as in a worker.
+        shared: Whether the batch goes into memory that is used again, as in a worker.
     """
 
     def __init__(self, dataset: Any, batch_size: int, *, shared: bool) -> None:
@@ -38,6 +38,7 @@ class TimedDataset:
         self._shared = shared
         self._made = 0
         self._kept: list[Any] = []
+        self._block = np.empty(0, dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -67,12 +68,14 @@ class TimedDataset:
 
     def _collate(self) -> None:
         places = [number % len(self._kept) for number in range(self._batch_size)]
-        if self._shared:
-            result: Any = BatchReader(self._kept)[places]
-        else:
-            result = read_batch(self._kept, places, lambda size: np.empty(size, dtype=np.uint8))
+        result = read_batch(self._kept, places, self._allocated)
         if isinstance(result, SampleFailure):
             raise ValueError(result.message)
+
+    def _allocated(self, size: int) -> np.ndarray:
+        if self._block.size < size or not self._shared:
+            self._block = np.empty(size, dtype=np.uint8)
+        return self._block[:size]
 
 
 class CycledDataset:

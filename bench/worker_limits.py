@@ -1,23 +1,21 @@
-"""What limits the number of workers besides RAM: shared memory for their batches, and file descriptors."""
+"""What limits the number of workers besides RAM: file descriptors. Their batches lie in RAM (preflight.data.slots)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from preflight.data.video import MAX_OPEN_VIDEOS
+from preflight.data.frames import MAX_OPEN_VIDEOS
+from preflight.data.worker_pool import HELD_SLOTS
 from preflight.telemetry.descriptors import descriptor_limit, open_descriptors
-from preflight.telemetry.shared_memory import SharedMemory, shared_memory
 
 MIB = float(1 << 20)
 
-# Counted on Linux with torch 2.10 and 1 to 8 workers: the parent opens some for its queue and the worker server, and
-# for each worker a pair of pipes; and one for each batch that has arrived, which may be all that a worker prefetches.
+# Counted on Linux: the parent opens some for what it shares with all workers, and for each a pipe and what tells of its
+# end; and two for each slot of shared memory: those of the batches under way, and of those held.
 _PARENTS_OWN = 8
-_PARENTS_PER_WORKER = 4
-# Batches that the parent holds beside those that wait: the one in use and the one just taken.
-HELD_BATCHES = 2
+_PARENTS_PER_WORKER = 3
+_PARENTS_PER_SLOT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +24,9 @@ class WorkerLimits:
 
     prefetch_factor: int
     batch_bytes: int | None = None  # None: no batch has been seen
-    shared: SharedMemory | None = None  # None: the system does not tell
     descriptors: int | None = None  # that this process had open at the start
     descriptor_limit: int | None = None  # RLIMIT_NOFILE, of this process and of each worker; None: no limit
     worker_descriptors: int | None = None  # the most that one worker had open
-
-    def shared_bytes(self, num_workers: int) -> int | None:
-        """Shared memory that batches can take in all: every worker's prefetched ones and the parent's.
-
-        A batch that is being made is one of those prefetched. With 2 workers and 1, 2 and 4 batches ahead, `df` of
-        /dev/shm showed 3, 5 and 9 batches while one was held.
-        """
-        if self.batch_bytes is None or num_workers == 0:
-            return None
-        return (num_workers * self.prefetch_factor + HELD_BATCHES) * self.batch_bytes
 
     def parent_descriptors(self, num_workers: int) -> int | None:
         """Descriptors that this process can need."""
@@ -47,7 +34,7 @@ class WorkerLimits:
             return None
         if num_workers == 0:
             return self.descriptors
-        return self.descriptors + _PARENTS_OWN + num_workers * (_PARENTS_PER_WORKER + self.prefetch_factor)
+        return self.descriptors + _fixed() + num_workers * self._per_worker()
 
     def each_workers_descriptors(self) -> int | None:
         """Descriptors that a worker can need: those it had, and the videos that it may keep open later."""
@@ -55,12 +42,6 @@ class WorkerLimits:
 
     def refusal(self, num_workers: int) -> str | None:
         """Why so many workers cannot be had, naming the limit; None where nothing here keeps them from it."""
-        shared, need = self.shared, self.shared_bytes(num_workers)
-        if shared is not None and shared.total_bytes and need is not None and need > shared.free_bytes:
-            return (
-                f"their waiting batches can take {size_text(need)} of shared memory, "
-                f"and {size_text(shared.free_bytes)} is free in {shared.folder}"
-            )
         files = self.parent_descriptors(num_workers)
         if self.descriptor_limit is not None and files is not None and files > self.descriptor_limit:
             return (
@@ -81,45 +62,33 @@ class WorkerLimits:
 
     def max_workers_by(self) -> dict[str, int | None]:
         """How many workers each limit allows; None where there is no such limit or it is not known."""
-        shared, files = self.shared, None
-        by_shared = None
-        if shared is not None and shared.total_bytes and self.batch_bytes:
-            waiting = shared.free_bytes // self.batch_bytes - HELD_BATCHES
-            by_shared = max(0, waiting // self.prefetch_factor)
+        files = None
         if self.descriptor_limit is not None and self.descriptors is not None:
-            left = self.descriptor_limit - self.descriptors - _PARENTS_OWN
-            files = max(0, left // (_PARENTS_PER_WORKER + self.prefetch_factor))
-        return {"shared_memory": by_shared, "descriptors": files}
+            files = max(0, (self.descriptor_limit - self.descriptors - _fixed()) // self._per_worker())
+        return {"descriptors": files}
+
+    def _per_worker(self) -> int:
+        return _PARENTS_PER_WORKER + _PARENTS_PER_SLOT * self.prefetch_factor
 
     def to_json(self) -> dict[str, Any]:
         """As ``memory.limits``."""
-        shared = self.shared
         return {
             "batch_mib": None if self.batch_bytes is None else self.batch_bytes / MIB,
-            "shared_memory_free_mib": None if shared is None else shared.free_bytes / MIB,
-            "shared_memory_total_mib": None if shared is None else shared.total_bytes / MIB,
             "descriptors": self.descriptors,
             "descriptor_limit": self.descriptor_limit,
             "worker_descriptors": self.worker_descriptors,
         }
 
 
-def limits_here(prefetch_factor: int, *, shared: Callable[[], SharedMemory | None] = shared_memory) -> WorkerLimits:
+def limits_here(prefetch_factor: int) -> WorkerLimits:
     """The limits of this process, before it has started workers."""
     return WorkerLimits(
-        prefetch_factor=prefetch_factor,
-        shared=shared(),
-        descriptors=open_descriptors(),
-        descriptor_limit=descriptor_limit(),
+        prefetch_factor=prefetch_factor, descriptors=open_descriptors(), descriptor_limit=descriptor_limit()
     )
 
 
-def shared_memory_advice(need_bytes: int) -> str:
-    """What to do where shared memory is too small, in a container and on a machine."""
-    gib = max(1, -(-need_bytes // (1 << 30)))
-    return (
-        f"fewer workers, or a larger /dev/shm: docker run --shm-size {gib}g, or mount -o remount,size={gib}G /dev/shm"
-    )
+def _fixed() -> int:
+    return _PARENTS_OWN + _PARENTS_PER_SLOT * HELD_SLOTS
 
 
 def size_text(size: float) -> str:

@@ -46,7 +46,18 @@ def _sample(context: CheckContext) -> Outcome:
     # A single one may be a camera that was not awake yet.
     always = [slot for slot, indices in flat.items() if len(indices) == len(picked)]
     problems += [f"{slot} is one flat colour in all samples looked at" for slot in always]
-    measured = {key: {"min": round(low, 4), "max": round(high, 4)} for key, (low, high) in ranges.items()}
+    measured: dict[str, Any] = {
+        key: {"min": round(low, 4), "max": round(high, 4)} for key, (low, high) in ranges.items()
+    }
+    window, spread = context.run.facts.settings.get("data.shuffle_window"), ""
+    if window is not None and hasattr(dataset, "batch_order"):
+        facts = context.run.facts
+        windowed, everywhere = dataset.batch_order(facts.batch_size, facts.seed).episodes_per_batch()
+        measured["episodes_per_batch"] = {"windowed": round(windowed, 2), "all": round(everywhere, 2)}
+        spread = (
+            f"; a batch of {facts.batch_size} has samples of {windowed:.1f} episodes within the shuffle window of "
+            f"{window}, {everywhere:.1f} without it"
+        )
     if problems:
         return failed(
             problems[0],
@@ -68,7 +79,7 @@ def _sample(context: CheckContext) -> Outcome:
     cameras = ", ".join(slot for slot, mask in sample["image_mask"].items() if mask or made_up)
     span = "; ".join(f"{key} {low:.2f} … {high:.2f}" for key, (low, high) in sorted(ranges.items()))
     return passed(
-        f"samples {', '.join(map(str, picked))} fit the model: {cameras}; normalised {span}", measured=measured
+        f"samples {', '.join(map(str, picked))} fit the model: {cameras}; normalised {span}{spread}", measured=measured
     )
 
 

@@ -128,6 +128,13 @@ def demand_text(bounds: Roofline, device: Device) -> str:
     )
 
 
+def roofline_source(device: Device) -> str:
+    """Where the lower demand of a roofline is from."""
+    from preflight.training.roofline import LOW_UTILISATION
+
+    return f"a step at {LOW_UTILISATION:.0%} of the peak of {device.name}"
+
+
 def _fraction(context: CheckContext) -> tuple[float, str]:
     text = context.probes.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
     try:

@@ -1,4 +1,4 @@
-"""`memory.workers`: what the loader's workers take of RAM, shared memory and file descriptors, and how they grow."""
+"""`memory.workers`: what the loader's workers take of RAM and file descriptors, and how they grow."""
 
 from __future__ import annotations
 
@@ -61,16 +61,12 @@ def _not_started(context: CheckContext, result: SweepResult) -> Outcome:
 
 def _other_limit(context: CheckContext, result: SweepResult) -> tuple[str | None, Hint | None]:
     """The limit besides RAM that the run's workers meet, and what helps."""
-    from bench.worker_limits import shared_memory_advice
-
     limits, number = result.memory.limits, context.run.facts.num_workers
     if limits is None:
         return None, None
     fewer = with_settings(context, f"num_workers={result.recommended_num_workers}")
-    why, need = limits.refusal(number), limits.shared_bytes(number)
+    why = limits.refusal(number)
     if why is not None:
-        if need is not None and "shared memory" in why:
-            return why, Hint(text=shared_memory_advice(need), commands=fewer)
         return why, Hint(text="a higher limit, or fewer workers", commands=("ulimit -n 65536", *fewer))
     why = limits.workers_files_refusal()
     return why, None if why is None else Hint(text="a higher limit", commands=("ulimit -n 65536",))
@@ -105,17 +101,6 @@ def _worry(
             "little is left for checkpoints, which pass through host RAM",
             Hint(text="fewer workers", commands=half),
         )
-    limits = budget.limits
-    need = None if limits is None else limits.shared_bytes(facts.num_workers)
-    if limits is not None and limits.shared is not None and need is not None and limits.shared.total_bytes:
-        from bench.worker_limits import shared_memory_advice, size_text
-
-        if need > _FULL * limits.shared.free_bytes:
-            worry = (
-                f"their batches can take {size_text(need)} of shared memory, and {limits.shared.folder} has "
-                f"{size_text(limits.shared.free_bytes)} free"
-            )
-            return worry, Hint(text=shared_memory_advice(need), commands=half)
     return None, None
 
 
@@ -153,8 +138,7 @@ def _evidence(context: CheckContext, result: SweepResult, own: PointResult, ahea
     budget = result.memory
     if budget.binds_first not in (None, "ram"):
         number = budget.max_workers_by[budget.binds_first or ""]
-        name = {"shared_memory": "shared memory", "descriptors": "file descriptors"}[budget.binds_first or ""]
-        lines.append(f"{name}: enough for {number} workers, fewer than RAM has room for")
+        lines.append(f"file descriptors: enough for {number} workers, fewer than RAM has room for")
     if budget.pickled_mib is not None and budget.pickled_mib > LARGE_PICKLED_MIB:
         lines.append(
             f"every worker is sent a copy of the dataset, {budget.pickled_mib:,.0f} MiB when pickled: keep tables in "
@@ -189,8 +173,8 @@ CHECK = Check(
     run=_workers,
     doc="Starts the configured number of workers, lets them load, and measures the memory of each (PSS: "
     "shared pages divided among those who map them) and of the batches that wait in shared memory. Their "
-    "sum and the parent's are compared with MemAvailable and the cgroup's limit, whichever is tighter; the waiting "
-    "batches with what is free in /dev/shm, and the files that the parent and each worker need with RLIMIT_NOFILE. "
+    "sum and the parent's are compared with MemAvailable and the cgroup's limit, whichever is tighter; the "
+    "files that the parent and each worker need with RLIMIT_NOFILE. "
     "Where the workers were watched for long enough, the slope of their memory is given with its 95 % interval; they "
     "count as growing where that lies above zero and still does over the later half of the time, and a limit that they "
     "reach before the run's last step is warned of. Says when workers have loaded JAX or opened a GPU, and when what "

@@ -1,12 +1,15 @@
 """Datasets that loader workers import by name."""
 
+import importlib
 import os
+import random
 import resource
 import signal
 import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -113,3 +116,129 @@ class Unpicklable(Numbers):
     def __init__(self):
         super().__init__()
         self.function = lambda: None
+
+
+class Together(Numbers):
+    """Gives the samples of a batch together, in torch's convention, and tells how many there were."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"together": np.int64(1)}
+
+    def __getitems__(self, indices):
+        return [self[index] | {"together": np.int64(len(indices))} for index in indices]
+
+
+class BadTogether(BadSample):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class MissingTogether(Numbers):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices][1:]
+
+
+@dataclass
+class Damaged(Numbers):
+    """Some samples cannot be read."""
+
+    bad: tuple[int, ...] = (7,)
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise DataError(f"frame {index} does not decode")
+        return super().__getitem__(index)
+
+
+class Torch(Numbers):
+    """Loads torch where it is made and where it is unpickled, as a module that imports it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.torch = importlib.import_module("torch.utils.data")
+
+    def __getstate__(self):
+        return {}
+
+    def __setstate__(self, state):
+        self.__init__()
+
+
+class Augmented(Torch):
+    """What a dataset draws from the global generators."""
+
+    def __getitem__(self, index):
+        torch = sys.modules["torch"]
+        return {"i": np.int64(index), "drawn": np.array([np.random.rand(), random.random(), torch.rand(1).item()])}
+
+
+class WorkerInfo(Torch):
+    def __getitem__(self, index):
+        info = self.torch.get_worker_info()
+        return np.array([info.id, info.num_workers, info.seed, type(info.dataset) is WorkerInfo])
+
+
+class Tensors(Numbers):
+    def __getitem__(self, index):
+        import torch
+
+        return {"x": torch.full((3,), index)}
+
+
+@dataclass
+class Killing(Numbers):
+    """Kills its worker at sample 7; with a folder, once only."""
+
+    folder: Path | None = None
+
+    def __getitem__(self, index):
+        if index == 7 and not (self.folder and (self.folder / "killed").exists()):
+            if self.folder:
+                (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+class KillingTogether(Killing):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@dataclass
+class Waiting(Numbers):
+    """Sample `until` waits until four others have been read."""
+
+    folder: Path = Path()
+    until: int = 0
+
+    def __getitem__(self, index):
+        if index == self.until:
+            while len(list(self.folder.iterdir())) < 4:
+                time.sleep(0.01)
+        else:
+            (self.folder / str(index)).touch()
+        return super().__getitem__(index)
+
+
+class Large(Numbers):
+    """Half a MiB, of one value."""
+
+    def __getitem__(self, index):
+        return {"x": np.full(1 << 19, index, np.uint8)}
+
+
+class Growing(Numbers):
+    """Sample i has 100 i values."""
+
+    def __getitem__(self, index):
+        return {"x": np.full(100 * index, index, np.int64)}
+
+
+class Libraries(Numbers):
+    def __getitem__(self, index):
+        return {name: np.bool_(name in sys.modules) for name in ("torch", "jax", "pyarrow.parquet", "av")}
+
+
+class Exiting(Numbers):
+    def __getitem__(self, index):
+        os._exit(9)

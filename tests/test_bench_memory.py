@@ -1,7 +1,6 @@
-"""What workers take of RAM, shared memory and descriptors: growth with its interval, limits, and who is refused."""
+"""What workers take of RAM and descriptors: growth with its interval, limits, and who is refused."""
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -18,12 +17,11 @@ from bench.memory_growth import LASTING_S, MIN_GROWTH_S, growth, student_quantil
 from bench.memory_outlook import outlook
 from bench.notes import growth_text, notes
 from bench.results import MemoryBudget
-from bench.worker_limits import HELD_BATCHES, WorkerLimits, limits_here
+from bench.worker_limits import WorkerLimits, limits_here
 from preflight.data.loader import BatchLoader
 from preflight.data.pickling import COUNTED_BYTES, pickled_bytes, unpicklable_part
 from preflight.errors import PreflightError
 from preflight.telemetry.descriptors import open_descriptors
-from preflight.telemetry.shared_memory import SharedMemory, shared_memory
 from preflight.telemetry.worker_jax import has_gpu, has_jax
 
 MIB = 1 << 20
@@ -118,70 +116,64 @@ def test_what_does_not_grow_is_not_extrapolated():
 
 
 def limits(**changes):
-    shared = SharedMemory(64 * MIB, 64 * MIB, Path("/dev/shm"))
-    fields = {"prefetch_factor": 2, "batch_bytes": 10 * MIB, "shared": shared, "descriptors": 20}
+    fields = {"prefetch_factor": 2, "batch_bytes": 10 * MIB, "descriptors": 20}
     return WorkerLimits(**{**fields, "descriptor_limit": 1024, "worker_descriptors": 30, **changes})
 
 
-def test_shared_memory_and_descriptors_limit_the_workers():
-    small = limits()
-    assert small.max_workers_by() == {"shared_memory": 2, "descriptors": 166}
-    assert small.refusal(2) is None
-    assert small.refusal(3) == (
-        "their waiting batches can take 80 MiB of shared memory, and 64 MiB is free in /dev/shm"
+def test_descriptors_limit_the_workers():
+    assert limits().max_workers_by() == {"descriptors": 140}
+    few = limits(descriptor_limit=64)
+    assert few.max_workers_by() == {"descriptors": 2}
+    assert few.refusal(2) is None
+    assert few.refusal(3) == (
+        "the parent needs up to 65 file descriptors for their pipes and batches, and may open 64 (ulimit -n)"
     )
-    few = limits(shared=None, descriptor_limit=64)
-    assert few.max_workers_by() == {"shared_memory": None, "descriptors": 6}
-    assert few.refusal(6) is None
-    assert few.refusal(7) == (
-        "the parent needs up to 70 file descriptors for their pipes and batches, and may open 64 (ulimit -n)"
-    )
-    assert small.workers_files_refusal() is None
+    assert few.workers_files_refusal() is None
     assert limits(descriptor_limit=40).workers_files_refusal() == (
         "a worker has 30 files open and keeps up to 16 videos more, and may open 40 (ulimit -n)"
     )
-    # A file system without a size of its own, or none at all, limits nothing.
-    assert limits(shared=SharedMemory(0, 0, Path("/dev/shm"))).refusal(60) is None
 
 
 def test_the_decision_takes_the_limit_that_binds_first_and_names_it():
-    budget = dataclasses.replace(ROOMY, limits=limits())
-    assert (budget.max_workers, budget.binds_first) == (59, "shared_memory")
+    budget = dataclasses.replace(ROOMY, limits=limits(descriptor_limit=64))
+    assert (budget.max_workers, budget.binds_first) == (59, "descriptors")
     points = [point(2, 200.0), point(4, 400.0)]
     number, reason = decide(points, memory=budget, usable_cpus=8)
     assert number == 2
     assert reason.startswith("2 workers: the fastest that fits, ")
     assert reason.endswith(
-        "4 workers do not fit: their waiting batches can take 100 MiB of shared memory, and 64 MiB is free in /dev/shm."
+        "4 workers do not fit: the parent needs up to 72 file descriptors for their pipes and batches, and may open 64 "
+        "(ulimit -n)."
     )
     line = notes(sweep_result(*points, memory=budget))[0]
-    assert line == (
-        "Shared memory: 64 MiB is free in /dev/shm, room for the batches of 2 workers: this binds before RAM does."
+    assert line == ("File descriptors: 64 (ulimit -n) are enough for 2 workers: this binds before RAM does.")
+
+
+def few_descriptors(monkeypatch, more):
+    """The sweep believes that this process may open so many files more."""
+    module = sys.modules["bench.sweep"]  # `bench.sweep` itself is the function
+    limit = open_descriptors() + more
+    monkeypatch.setattr(
+        module, "limits_here", lambda factor: dataclasses.replace(limits_here(factor), descriptor_limit=limit)
     )
 
 
-def small_shared_memory(monkeypatch, free_bytes):
-    module = sys.modules["bench.sweep"]  # `bench.sweep` itself is the function
-    shared = SharedMemory(free_bytes, free_bytes, Path("/dev/shm"))
-    monkeypatch.setattr(module, "limits_here", lambda factor: limits_here(factor, shared=lambda: shared))
-
-
-def test_workers_whose_batches_do_not_fit_are_left_out(monkeypatch):
-    small_shared_memory(monkeypatch, 1000)  # a batch of 8 takes 64 bytes
+def test_workers_that_the_descriptors_do_not_suffice_for_are_left_out(monkeypatch):
+    few_descriptors(monkeypatch, 60)
     result = bench.sweep(Latency(0.002), batch_size=8, workers=(1, 60), max_seconds=0.8, rounds=1)
     assert [one.num_workers for one in result.points] == [1]
-    assert "60 workers were not measured: their waiting batches can take " in result.reason
-    assert result.memory.binds_first == "shared_memory"
+    assert "60 workers were not measured: the parent needs up to " in result.reason
+    assert result.memory.binds_first == "descriptors"
     assert result.memory.limits.worker_descriptors > 5
     assert result.points[0].parent_descriptors > 5
     assert result.points[0].gpu_workers == 0
 
 
 def test_a_sweep_of_which_nothing_fits_says_so(monkeypatch):
-    small_shared_memory(monkeypatch, 100)
-    with pytest.raises(PreflightError, match=r"^The loader cannot be measured with 2 workers: their wait") as caught:
+    few_descriptors(monkeypatch, 10)
+    with pytest.raises(PreflightError, match=r"^The loader cannot be measured with 2 workers: the parent n") as caught:
         bench.sweep(Latency(0.002), batch_size=8, workers=(2, 4), max_seconds=0.8, rounds=1)
-    assert "--shm-size 1g" in caught.value.hint
+    assert "ulimit -n 65536" in caught.value.hint
 
 
 class Megabytes(Numbers):
@@ -189,16 +181,11 @@ class Megabytes(Numbers):
         return {"x": np.full(MIB, index % 251, np.uint8)}
 
 
-def shared_blocks(pids):
-    """Batches in shared memory, by the processes that hold them."""
-    links = set()
-    for pid in pids:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                links.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-            except OSError:  # closed since it was listed
-                continue
-    return {link for link in links if link.startswith("/dev/shm/torch_")}
+def shared_blocks():
+    """Batches in shared memory, by their inodes."""
+    lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "/memfd:preflight" in line)
+    sizes = {words[4]: [int(end, 16) for end in words[0].split("-")] for words in lines}
+    return {inode for inode, (begin, end) in sizes.items() if end - begin == 4 * MIB}
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs a procfs")
@@ -208,23 +195,17 @@ def test_what_waits_stays_within_what_was_reckoned():
         most_blocks, most_files = 0, 0
         for _ in range(20):
             batch = next(loader)
-            most_blocks = max(most_blocks, len(shared_blocks((os.getpid(), *loader.worker_pids()))))
+            most_blocks = max(most_blocks, len(shared_blocks()))
             most_files = max(most_files, open_descriptors())
         assert batch_nbytes(batch) == 4 * MIB
         reckoned = WorkerLimits(prefetch_factor=3, batch_bytes=4 * MIB, descriptors=before)
-    assert 2 <= most_blocks <= 2 * 3 + HELD_BATCHES == reckoned.shared_bytes(2) // (4 * MIB)
+    assert 2 <= most_blocks <= 2 * 3 + 2  # the one in use, and the one that takes its place
     assert most_files <= reckoned.parent_descriptors(2)
 
 
 def test_an_array_stored_once_counts_once():
     once = np.broadcast_to(np.zeros((1, 100), np.float32), (8, 100))
     assert batch_nbytes({"black": once, "x": np.zeros((8, 2), np.float64)}) == 400 + 128
-
-
-def test_the_free_shared_memory_is_that_of_the_file_system(tmp_path):
-    found = shared_memory(tmp_path)
-    assert 0 < found.free_bytes <= found.total_bytes
-    assert shared_memory(tmp_path / "none") is None
 
 
 def test_jax_and_gpus_are_found_in_a_process(tmp_path):

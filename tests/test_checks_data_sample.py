@@ -35,3 +35,18 @@ def test_a_camera_that_shows_nothing_is_a_fault(v21):
     outcome = outcome_of(v21)
     assert outcome.status == "fail"
     assert outcome.summary == "base_0_rgb is one flat colour in all samples looked at"
+
+
+def test_the_shuffle_window_says_what_it_costs(v21):
+    settings = (f"data.root={v21}", "data.shuffle_window=1", "batch_size=8")
+    check = next(check for check in data.CHECKS if check.id == "data.sample")
+    outcome = check.run(context(*settings))
+    assert outcome.status == "pass"
+    spread = outcome.measured["episodes_per_batch"]
+    # 61 of 62 batches lie in one episode; without a window 221 and 277 frames are mixed.
+    assert 1 < spread["windowed"] < 1.1
+    assert 1.98 < spread["all"] <= 2
+    assert outcome.summary.endswith(
+        "a batch of 8 has samples of 1.0 episodes within the shuffle window of 1, 2.0 without it"
+    )
+    assert "episodes_per_batch" not in check.run(context(settings[0])).measured

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from healthy import context
@@ -11,13 +10,11 @@ from sweep_sample import point, sweep_result
 from bench.results import MemoryBudget
 from bench.worker_limits import WorkerLimits
 from checks.memory_workers import CHECK
-from preflight.telemetry.shared_memory import SharedMemory
 
 MIB, GIB = 1 << 20, 1 << 30
 LIMITS = WorkerLimits(
     prefetch_factor=2,
     batch_bytes=10 * MIB,
-    shared=SharedMemory(8 * GIB, 8 * GIB, Path("/dev/shm")),
     descriptors=20,
     descriptor_limit=1024,
     worker_descriptors=30,
@@ -61,7 +58,7 @@ def test_workers_that_fit_pass_and_say_that_growth_was_not_measured():
     (line,) = outcome.evidence
     assert line.startswith("growth was not measured in 0 s after warm-up; this does: preflight bench-loader ")
     assert line.endswith("--workers 4 --max-seconds 60")
-    assert outcome.measured["max_workers_by"] == {"ram": 59, "shared_memory": 408, "descriptors": 166}
+    assert outcome.measured["max_workers_by"] == {"ram": 59, "descriptors": 140}
 
 
 def test_a_leak_that_meets_the_limit_within_the_run_is_warned_of():
@@ -88,25 +85,11 @@ def test_growth_that_does_not_last_is_called_none():
     assert outcome.evidence[0].startswith("growth: 4 workers did not grow: ")
 
 
-def test_a_small_shared_memory_fails_by_name():
-    outcome = spoken(budget=without(shared=SharedMemory(64 * MIB, 64 * MIB, Path("/dev/shm"))))
-    assert outcome.status == "fail"
-    assert "their waiting batches can take 100 MiB of shared memory, and 64 MiB is free in /dev/shm" in outcome.summary
-    assert "docker run --shm-size 1g" in outcome.hint.text
-    assert outcome.evidence[-1] == "shared memory: enough for 2 workers, fewer than RAM has room for"
-
-
-def test_a_shared_memory_that_just_suffices_is_warned_of():
-    outcome = spoken(budget=without(shared=SharedMemory(110 * MIB, 128 * MIB, Path("/dev/shm"))))
-    assert outcome.status == "warn"
-    assert outcome.summary.endswith("their batches can take 100 MiB of shared memory, and /dev/shm has 110 MiB free")
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"descriptor_limit": 50, "worker_descriptors": 12}, "the parent needs up to 52 file descriptors for their"),
-        ({"descriptor_limit": 60, "worker_descriptors": 50}, "a worker has 50 files open and keeps up to 16 videos"),
+        ({"descriptor_limit": 50, "worker_descriptors": 12}, "the parent needs up to 72 file descriptors for their"),
+        ({"descriptor_limit": 75, "worker_descriptors": 65}, "a worker has 65 files open and keeps up to 16 videos"),
     ],
 )
 def test_few_file_descriptors_fail(changes, said):
@@ -117,12 +100,12 @@ def test_few_file_descriptors_fail(changes, said):
 
 
 def test_workers_that_were_refused_name_the_limit():
-    budget = without(shared=SharedMemory(64 * MIB, 64 * MIB, Path("/dev/shm")))
+    budget = without(descriptor_limit=60)
     outcome = spoken(point(2, 100.0), budget=budget, not_measured={4: budget.limits.refusal(4)})
     assert outcome.status == "fail"
-    assert outcome.summary.startswith("4 workers were not even started: their waiting batches can take 100 MiB")
-    assert "--shm-size" in outcome.hint.text
-    assert outcome.hint.commands[0].endswith("--set num_workers=2")
+    assert outcome.summary.startswith("4 workers were not even started: the parent needs up to 72 file descr")
+    assert outcome.hint.commands[0] == "ulimit -n 65536"
+    assert outcome.hint.commands[1].endswith("--set num_workers=2")
 
 
 def test_workers_on_a_gpu_are_warned_of_and_jax_is_told():

@@ -161,3 +161,22 @@ def test_a_dataset_that_breaks_keeps_what_was_measured(tmp_path):
     assert document(stdout) == document(output.read_text())
     assert document(stdout)["complete"] is False
     assert sorted(os.listdir(tmp_path)) == ["b.json", "g1"]
+
+
+def test_the_demand_is_read_from_an_earlier_run(tmp_path):
+    folder = tmp_path / "checkpoints" / "demo" / "first"
+    folder.mkdir(parents=True)
+    efficiency = {"samples_per_sec": 8.0, "time_per_step": 1.0, "data_wait": 0.0}
+    values = {f"efficiency/{name}": value for name, value in efficiency.items()}
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 10, **values}) + "\n")
+    words = ["--demand", "checkpoints/demo/first", "--format", "json"]
+    done = preflight("bench-loader", EXAMPLE, *SHORT, *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = document(done.stdout)
+    assert found["demand_samples_per_s"] == 8.0
+    assert found["demand_source"] == "measured by the run demo/first in 1 interval at batch size 8"
+    assert f"asks for 8 samples/s ({found['demand_source']})" in found["reason"]
+
+    wrong = preflight("bench-loader", EXAMPLE, *SHORT, "--demand", "fast", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--demand fast: this is neither a number nor a folder that exists" in wrong.stderr

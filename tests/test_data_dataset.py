@@ -76,13 +76,17 @@ def test_a_sample_has_the_models_shapes(dataset):
 
 
 def test_images_are_the_videos_frames_in_order(dataset):
+    exact = SampleDataset(configured(resize="pil"), ModelConfig())
     with av.open(str(V30 / f"videos/{CAMERA}/chunk-000/file-000.mp4")) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if index in FRAMES:
                 sample = dataset[index]
                 expected = frame.to_ndarray(format="rgb24")
                 np.testing.assert_array_equal(dataset.camera_frame(index, CAMERA), expected)
-                np.testing.assert_array_equal(sample["image"]["base_0_rgb"], resize_with_pad(expected))
+                square = resize_with_pad(expected)
+                np.testing.assert_array_equal(exact[index]["image"]["base_0_rgb"], square)
+                near = np.square(sample["image"]["base_0_rgb"].astype(float) - square).mean()
+                assert 10 * np.log10(255**2 / near) >= 35
                 assert sample["image_mask"]["base_0_rgb"]
                 assert not sample["image_mask"]["left_wrist_0_rgb"]
                 assert sample["image"]["right_wrist_0_rgb"].sum() == 0
@@ -93,6 +97,44 @@ def test_both_formats_give_the_same_samples(dataset):
     other = SampleDataset(configured(V21), ModelConfig())
     for index in FRAMES:
         assert_same(dataset[index], other[index])
+
+
+@pytest.mark.parametrize("resize", ["swscale", "pil"])
+def test_samples_made_together_are_those_made_alone(resize):
+    slots = {"base_0_rgb": CAMERA, "right_wrist_0_rgb": CAMERA}
+    dataset = SampleDataset(configured(resize=resize, cameras=slots), ModelConfig())
+    for indices in (batch_indices(498, 16, 0, 0).tolist(), [220, 221, 5, 5, 4, 497], [0], []):
+        samples = dataset.__getitems__(indices)
+        assert len(samples) == len(indices)
+        for index, sample in zip(indices, samples, strict=True):
+            assert_same(sample, dataset[index])
+    with pytest.raises(IndexError, match="^sample 498 of a dataset with 498 samples$"):
+        dataset.__getitems__([3, 498])
+
+
+def test_a_video_that_changed_after_the_dataset_was_opened_is_refused(v30):
+    dataset = SampleDataset(configured(v30), ModelConfig())
+    path = v30 / f"videos/{CAMERA}/chunk-000/file-000.mp4"
+    os.utime(path, ns=(10**18, 10**18))
+    with pytest.raises(DataError) as error:
+        pickle.loads(pickle.dumps(dataset))[7]
+    assert error.value.message == (
+        f"{path} was written to again since the run opened its dataset: its frames may no longer be those of its "
+        "episodes"
+    )
+    assert_same(SampleDataset(configured(v30), ModelConfig())[7], SampleDataset(configured(), ModelConfig())[7])
+
+
+def test_the_shuffle_window_gives_the_loader_its_order(dataset):
+    assert dataset.batch_order(4, 0) is None
+    windowed = SampleDataset(configured(shuffle_window=1, cameras={}), ModelConfig())
+    order = windowed.batch_order(4, 0)
+    first = [windowed.episodes.of_frame(int(i)) for k in range(50) for i in order(k)]
+    assert len(set(first)) == 1
+    with BatchLoader(windowed, batch_size=4, num_workers=0, seed=0, start_batch=3) as loader:
+        np.testing.assert_array_equal(next(loader)["state"], [windowed[int(i)]["state"] for i in order(3)])
+    with pytest.raises(UsageError, match="^data.shuffle_window must be at least 1 episode, got 0$"):
+        SampleDataset(configured(shuffle_window=0, cameras={}), ModelConfig())
 
 
 @pytest.mark.parametrize("norm", ["zscore", "quantile"])

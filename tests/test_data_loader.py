@@ -1,4 +1,3 @@
-import contextlib
 import os
 import platform
 import re
@@ -86,15 +85,6 @@ def test_batches_outlive_the_loader():
     assert batch["x"].sum() == 24
 
 
-def test_a_worker_is_a_light_single_threaded_fork():
-    with BatchLoader(datasets.Surroundings(), batch_size=2, num_workers=2) as loader:
-        for batch in (next(loader), next(loader)):
-            assert not batch["jax"].any()
-            assert batch["forked_from_preloaded_server"].all()
-            assert batch["ignores_sigint"].all()
-            assert batch["torch_threads"].tolist() == [1, 1]
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told")
 def test_a_worker_keeps_the_memory_of_a_frame_for_the_next():
     with BatchLoader(datasets.LargeTemporaries(), batch_size=20, num_workers=1) as loader:
@@ -140,7 +130,7 @@ def test_a_worker_killed_from_outside_is_reported():
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(PreflightError) as error:
             take(loader, 100)
-    assert error.value.message == f"loader worker 1 of 2 (pid {victim}) was killed by SIGKILL"
+    assert error.value.message.startswith(f"loader worker 1 of 2 (pid {victim}) was killed by SIGKILL")
     assert "RAM" in error.value.hint
     assert processes_left() == []
 
@@ -148,9 +138,12 @@ def test_a_worker_killed_from_outside_is_reported():
 def test_a_worker_that_dies_before_its_first_batch_is_reported():
     with (
         BatchLoader(datasets.Suicidal(), batch_size=4, num_workers=1) as loader,
-        pytest.raises(PreflightError, match=r"^loader worker 0 of 1 \(pid \d+\) was killed by SIGKILL$"),
+        pytest.raises(
+            PreflightError, match=r"^loader worker 0 of 1 \(pid \d+\) was killed by SIGKILL while it read "
+        ) as error,
     ):
         next(loader)
+    assert error.value.message.endswith(f" sample {batch_indices(40, 4, 0, 0)[0]}")
 
 
 def test_a_stuck_dataset_times_out_and_is_ended():
@@ -275,13 +268,3 @@ def test_a_dataset_that_cannot_be_pickled_is_refused():
 
     assert refuse() >= refuse()  # nothing stays open
     assert processes_left() == []
-
-
-def test_the_callers_random_state_is_left_alone():
-    import torch
-
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    with contextlib.closing(BatchLoader(datasets.Numbers(), batch_size=4, num_workers=1)) as loader:
-        next(loader)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from preflight.data import video
-from preflight.data.video import read_frame
+from preflight.data import frames as open_frames
+from preflight.data.frames import read_frame
 from preflight.errors import DataError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -142,15 +142,15 @@ def test_a_file_without_video(tmp_path):
 
 
 def test_open_videos_are_bounded(tmp_path, frames):
-    paths = [coded(tmp_path / f"{i}.mp4", "mpeg4", count=2) for i in range(video.MAX_OPEN_VIDEOS + 3)]
+    paths = [coded(tmp_path / f"{i}.mp4", "mpeg4", count=2) for i in range(open_frames.MAX_OPEN_VIDEOS + 3)]
     for path in paths:
         read_frame(path, 0)
-    assert list(video._open_videos) == paths[3:]
+    assert list(open_frames._open_videos) == paths[3:]
     np.testing.assert_array_equal(read_frame(SINGLE, 0), frames[0])
 
 
 def _frame_in_child(pipe):
-    pipe.send((len(video._open_videos), read_frame(SINGLE, 2.0)))
+    pipe.send((len(open_frames._open_videos), read_frame(SINGLE, 2.0)))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:os.fork.*:RuntimeWarning")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from preflight.errors import PreflightError
 
 if TYPE_CHECKING:
+    from bench.demand import Demand
     from preflight.runs import Run
 
 # A few seconds a point: what is chosen among differs by more than what a long measurement would tell apart.
@@ -31,13 +32,15 @@ def measured_workers(run: Run, *, seconds_a_point: float = _SECONDS_A_POINT) -> 
     facts, cores = run.facts, max(1, int(usable_cpus().count))
     try:
         start_worker_server(facts.worker_modules)
+        demand = _demand(run)
         result = sweep(
             run.dataset(),
             batch_size=facts.batch_size,
             workers=tuple({1, max(1, cores // 2), cores, max(1, facts.num_workers)}),
             max_seconds=seconds_a_point,
             seed=facts.seed,
-            demand_samples_per_s=_demand(run),
+            demand_samples_per_s=None if demand is None else demand.samples_per_s,
+            demand_source=None if demand is None else demand.source,
             run_samples=facts.batch_size * facts.num_train_steps,
         )
     except PreflightError as error:
@@ -47,10 +50,14 @@ def measured_workers(run: Run, *, seconds_a_point: float = _SECONDS_A_POINT) -> 
     return result.recommended_num_workers
 
 
-def _demand(run: Run) -> float | None:
+def _demand(run: Run) -> Demand | None:
     """What a step on the GPU that is here consumes at the least; None without one."""
+    from bench.demand import Demand
     from checks.context import CheckContext
-    from checks.device import step_roofline
+    from checks.device import judged_device, roofline_source, step_roofline
 
-    bounds = step_roofline(CheckContext(run=run))
-    return bounds.demand_samples_per_s[0] if bounds is not None and bounds.tells else None
+    context = CheckContext(run=run)
+    bounds = step_roofline(context)
+    if bounds is None or not bounds.tells:
+        return None
+    return Demand(bounds.demand_samples_per_s[0], roofline_source(judged_device(context)))

@@ -20,9 +20,12 @@ from preflight.cli.options import (
     judged_for,
     one_of,
     open_run,
+    output_option,
+    write_output,
 )
 
 if TYPE_CHECKING:
+    from bench.demand import Demand
     from bench.results import SweepResult
     from preflight.runs import Run
 
@@ -37,8 +40,13 @@ def bench_loader(
     ] = "2,4,8",
     stack: StackOption = "auto",
     demand: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--demand", metavar="RATE", help="Samples/s that the training step consumes.", show_default=False),
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--demand",
+            metavar="RATE|RUN_DIR",
+            help="Samples/s that the training step consumes, or the folder of an earlier run that measured it.",
+            show_default=False,
+        ),
     ] = None,
     target: TargetOption = None,
     max_seconds: Annotated[float, typer.Option("--max-seconds", metavar="S", help="At most, for each point.")] = 20.0,
@@ -48,12 +56,7 @@ def bench_loader(
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text or json.")] = "text",  # noqa: A002
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output",
-            metavar="FILE",
-            help="Also write the JSON there, as far as it is known after each slice of a measurement.",
-            show_default=False,
-        ),
+        output_option("Also write the JSON there, as far as it is known after each slice of a measurement."),
     ] = None,
     plot: Annotated[
         Optional[Path],  # noqa: UP045
@@ -88,6 +91,7 @@ def bench_loader(
     Interrupted with Ctrl-C, or when the dataset fails, it shows what was measured until then. Exit codes: 0 measured,
     2 usage or config, 3 the dataset or a worker failed, 130 interrupted.
     """
+    from bench.demand import parse_demand
     from bench.workers_argument import parse_workers
 
     one_of("--format", format, ("text", "json"))
@@ -96,8 +100,7 @@ def bench_loader(
 
     if not max_seconds > 0:
         raise UsageError(f"--max-seconds must be more than 0, not {max_seconds:g}")
-    if demand is not None and not demand > 0:
-        raise UsageError(f"--demand must be more than 0, not {demand:g}")
+    asked = None if demand is None else parse_demand(demand)
     _require_places(output, plot, save)
     from bench.baseline import load_baseline, save_baseline
 
@@ -111,10 +114,10 @@ def bench_loader(
     from bench.table import render_comparison, render_table
 
     said = ""
-    if demand is None:
-        demand, said = _demand_of_the_step(run, target)
+    if asked is None:
+        asked, said = _demand_of_the_step(run, target)
     result = measured(
-        run, counts, max_seconds=max_seconds, demand=demand, cold=cold, as_json=format == "json", output=output
+        run, counts, max_seconds=max_seconds, demand=asked, cold=cold, as_json=format == "json", output=output
     )
     comparison = None if baseline is None else compared_with(result, baseline)
     text = json_text(result, comparison)
@@ -122,7 +125,7 @@ def bench_loader(
     sys.stdout.write(text if format == "json" else table)
     sys.stdout.flush()
     if output is not None:
-        _write(output, text)
+        write_output(output, text)
     if save is not None:
         _say(f"Baseline: {save_baseline(result, save)}")
     if plot is not None:
@@ -149,16 +152,6 @@ def _require_places(output: Path | None, plot: Path | None, save: str | None) ->
         require_saveable(save)
 
 
-def _write(path: Path, text: str) -> None:
-    from preflight.errors import UsageError
-    from preflight.whole_file import write_whole
-
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise UsageError(f"--output {path} cannot be written: {error.strerror or error}") from None
-
-
 def _draw(result: SweepResult, path: Path) -> None:
     from bench.plot import save_plot
     from preflight.errors import UsageError
@@ -175,14 +168,16 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _demand_of_the_step(run: Run, target: str | None) -> tuple[float | None, str]:
+def _demand_of_the_step(run: Run, target: str | None) -> tuple[Demand | None, str]:
     """What a step on the target, or on the GPU that is here, consumes at the least; and how that was found."""
+    from bench.demand import Demand
     from checks.context import CheckContext
-    from checks.device import demand_text, judged_device, step_roofline
+    from checks.device import demand_text, judged_device, roofline_source, step_roofline
 
     context = CheckContext(run=run, target=judged_for(target))
     bounds = step_roofline(context)
     if bounds is None or not bounds.tells:
         return None, ""
-    text = f"Demand: {demand_text(bounds, judged_device(context))}; the lower was asked of the loader.\n"
-    return bounds.demand_samples_per_s[0], text
+    device = judged_device(context)
+    text = f"Demand: {demand_text(bounds, device)}; the lower was asked of the loader.\n"
+    return Demand(bounds.demand_samples_per_s[0], roofline_source(device)), text

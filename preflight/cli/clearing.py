@@ -86,7 +86,7 @@ def _import_heavy(context: CheckContext) -> None:
     """Imports jax here, once: its modules import each other in circles, which two threads at a time do not survive."""
     from preflight.data.loader import start_worker_server
 
-    # The server that workers are forked from imports torch meanwhile.
+    # The server that workers are forked from imports meanwhile what samples are made with.
     if context.run.facts.num_workers:
         start_worker_server(context.run.facts.worker_modules)
     import preflight.training.step  # noqa: F401

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.comparison import Comparison
+    from bench.demand import Demand
     from bench.results import Dataset, PartialSweep, PointResult, SweepResult
     from preflight.runs import Run
 
@@ -21,7 +22,7 @@ def measured(
     counts: tuple[int, ...],
     *,
     max_seconds: float,
-    demand: float | None,
+    demand: Demand | None,
     cold: bool,
     as_json: bool,
     output: Path | None,
@@ -32,7 +33,7 @@ def measured(
         run: Whose samples are loaded.
         counts: Numbers of workers.
         max_seconds: For each.
-        demand: Samples/s that the training step consumes, where known.
+        demand: What the training step consumes, where known.
         cold: Whether the dataset's files are dropped from the page cache before each slice.
         as_json: Whether to print JSON; else a table.
         output: Holds what is known so far after each slice, as JSON with `complete` false.
@@ -55,7 +56,8 @@ def measured(
         environment=environment(),
         points=(),
         asked=counts,
-        demand_samples_per_s=demand,
+        demand_samples_per_s=None if demand is None else demand.samples_per_s,
+        demand_source=None if demand is None else demand.source,
         config=facts.name,
         stack=facts.stack,
         dataset=dataset,
@@ -81,7 +83,8 @@ def measured(
             workers=counts,
             max_seconds=max_seconds,
             seed=facts.seed,
-            demand_samples_per_s=demand,
+            demand_samples_per_s=None if demand is None else demand.samples_per_s,
+            demand_source=None if demand is None else demand.source,
             config=facts.name,
             stack=facts.stack,
             on_point=keep,

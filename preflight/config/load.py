@@ -92,6 +92,8 @@ def validate(config: TrainConfig) -> None:
     model, schedule, adamw = config.model, config.lr_schedule, config.optimizer
     for name, value, least in (
         ("batch_size", config.batch_size, 1),
+        ("gradient_accumulation_steps", config.gradient_accumulation_steps, 1),
+        ("fsdp_devices", config.fsdp_devices, 1),
         ("num_workers", config.num_workers, 0),
         ("num_train_steps", config.num_train_steps, 1),
         ("log_interval", config.log_interval, 1),

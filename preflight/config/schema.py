@@ -51,6 +51,12 @@ class DataConfig:
     state: str = "observation.state"  # column with the robot's state
     actions: str = "action"  # column with the actions
     cameras: dict[str, str] = field(default_factory=dict)  # model slot -> dataset key; others are masked out
+    # Videos to 224x224: by FFmpeg's scaler on the way out of the decoder, or to openpi's very pixels at half the speed.
+    resize: Literal["swscale", "pil"] = "swscale"
+    # Samples are shuffled among so many episodes at a time; none: among all.
+    shuffle_window: int | None = None
+    on_bad_sample: Literal["raise", "skip"] = "raise"  # skip: a sample that cannot be read gives way to the next one
+    max_skipped: int = 100  # different samples that a run may skip; a resumed run counts anew
     prompt: str | None = None  # one prompt for all frames instead of the dataset's tasks
     # Openpi's mask notation: n > 0 makes the next n dimensions relative to the state, n < 0 leaves |n| absolute.
     delta_actions: tuple[int, ...] = ()
@@ -90,8 +96,12 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: AdamWConfig = AdamWConfig()
     lr_schedule: CosineScheduleConfig = CosineScheduleConfig()
-    batch_size: int = 32  # over all devices
+    batch_size: int = 32  # samples of a step, over all devices
+    # Steps whose mean gradient makes one update. Everything is counted in steps but the schedule, which counts updates.
+    gradient_accumulation_steps: int = 1
+    fsdp_devices: int = 1  # devices that share one copy of parameters, optimizer state and average; must divide them
     num_workers: int = 8  # loader processes; 0 loads in the training process
+    max_worker_restarts: int = 3  # loader processes that may die and be replaced; what they had to read is read again
     num_train_steps: int = 20_000  # steps 0 … num_train_steps - 1
     log_interval: int = 100
     save_interval: int = 5_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,19 +12,18 @@ from jaxtyping import UInt8
 from preflight.config.schema import IMAGE_SIZE, IMAGE_SLOTS, DataConfig, ModelConfig
 from preflight.data import normalize
 from preflight.data.actions import action_chunk_indices, delta_mask, to_delta
+from preflight.data.cameras import Cameras, cameras_by_slot
 from preflight.data.columns import read_columns, require_feature
 from preflight.data.episodes import Episodes, read_episodes
-from preflight.data.images import read_image
 from preflight.data.locate import resolve_root
-from preflight.data.metadata import DatasetInfo, nearest, read_info
+from preflight.data.metadata import DatasetInfo, read_info
 from preflight.data.normalize import NormStats
 from preflight.data.prompts import require_room, tokenize_all
 from preflight.data.raw_values import RawValues
-from preflight.data.resize import resize_with_pad
+from preflight.data.sampler import WindowedOrder
 from preflight.data.shared_array import SharedArray
 from preflight.data.streamed_stats import exact_stats
 from preflight.data.tokenizer import tokenize
-from preflight.data.video import read_frame
 from preflight.errors import DataError, UsageError
 
 _UNUSED_SLOT = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
@@ -56,7 +55,7 @@ class SampleDataset:
         source: The dataset's folder.
 
     Raises:
-        UsageError: if the config names an unknown image slot or an impossible delta mask.
+        UsageError: if the config names an unknown image slot, an impossible delta mask or an empty shuffle window.
         DataError: if the dataset is missing or damaged, lacks a column or camera, or is wider than the model; or if
             pi0.5's prompt has no room for the state.
     """
@@ -67,12 +66,14 @@ class SampleDataset:
         self.norm: Literal["zscore", "quantile"] = config.norm or model.default_norm
         self.info: DatasetInfo = read_info(resolve_root(config))
         self.source: Path = self.info.root
-        self._cameras = _cameras(config, self.info)
+        if config.shuffle_window is not None and config.shuffle_window < 1:
+            raise UsageError(f"data.shuffle_window must be at least 1 episode, got {config.shuffle_window}")
+        self._slots = cameras_by_slot(config, self.info)
         self._mask = delta_mask(config.delta_actions)
         self._require_fit()
         self.episodes: Episodes = read_episodes(self.info)
         dtypes: dict[str, np.dtype] = {key: np.dtype(np.float32) for key in (config.state, config.actions)}
-        if any(self.info.features[key].dtype == "video" for key in self._cameras.values()):
+        if any(self.info.features[key].dtype == "video" for key in self._slots.values()):
             dtypes["timestamp"] = np.dtype(np.float64)
         if config.prompt is None:
             dtypes["task_index"] = np.dtype(np.int64)
@@ -85,6 +86,8 @@ class SampleDataset:
 
         keys = list(read_columns(self.info, self.episodes, dtypes, allocate=allocate))
         self._columns = dict(zip(keys, arrays, strict=True))
+        timestamps = self._columns.get("timestamp")
+        self._cameras = Cameras(self._slots.values(), self.info, self.episodes, timestamps, config.resize)
         self.stats: dict[str, NormStats] = self._stats()
         self.prompts: tuple[str, ...] = (config.prompt,) if config.prompt is not None else self._tasks()
         require_room(self.prompts, model.prompt_len, self.column("state").shape[1] if model.pi05 else None)
@@ -109,24 +112,59 @@ class SampleDataset:
         """
         return self._transformed(self._decoded(index))
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Makes samples together: frames that lie in one video are decoded in one pass.
+
+        Args:
+            indices: The frames, from 0, in any order.
+
+        Returns:
+            The samples, each the same as alone, in the order asked.
+
+        Raises:
+            IndexError: if there is no such frame.
+            DataError: if a camera's frame cannot be read.
+        """
+        for index in indices:
+            self._require_frame(index)
+        squares = {key: self._cameras.squares(indices, key) for key in dict.fromkeys(self._slots.values())}
+        return [
+            self._transformed((index, {slot: squares[key][i] for slot, key in self._slots.items()}))
+            for i, index in enumerate(indices)
+        ]
+
     def sample_stages(self) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-        """How a sample is made, in stages (`preflight.runs.protocol.StagedDataset`): its frames, and all the rest."""
+        """How a sample is made, in stages (`preflight.runs.protocol.StagedDataset`): its pictures, and all the rest."""
         return ("decode", self._decoded), ("transform", self._transformed)
 
-    def _decoded(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
-        """The index and, by image slot, the cameras' frames as recorded."""
+    def batch_order(self, batch_size: int, seed: int) -> WindowedOrder | None:
+        """The order that `data.shuffle_window` asks for, for `BatchLoader`; None: its own, shuffled over everything.
+
+        Args:
+            batch_size: Samples in a batch.
+            seed: Of the shuffle.
+
+        Raises:
+            UsageError: if the dataset has no full batch.
+        """
+        if self.config.shuffle_window is None:
+            return None
+        return WindowedOrder(self.episodes.length, self.config.shuffle_window, batch_size, seed)
+
+    def _require_frame(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a dataset with {len(self)} samples")
-        return index, {slot: self.camera_frame(index, key) for slot, key in self._cameras.items()}
+
+    def _decoded(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
+        """The index and, by image slot, the cameras' pictures as the model sees them."""
+        self._require_frame(index)
+        return index, {slot: self._cameras.squares([index], key)[0] for slot, key in self._slots.items()}
 
     def _transformed(self, decoded: tuple[int, dict[str, np.ndarray]]) -> dict[str, Any]:
-        index, frames = decoded
+        index, pictures = decoded
         episode = self.episodes.of_frame(index)
-        images, masks = {}, {}
-        for slot in IMAGE_SLOTS:
-            used = slot in self._cameras
-            images[slot] = resize_with_pad(frames[slot]) if used else _UNUSED_SLOT
-            masks[slot] = np.bool_(used)
+        images = {slot: pictures.get(slot, _UNUSED_SLOT) for slot in IMAGE_SLOTS}
+        masks = {slot: np.bool_(slot in pictures) for slot in IMAGE_SLOTS}
         state = self.column("state")[index]
         chunk = action_chunk_indices(index, int(self.episodes.to_index[episode]), self.model.action_horizon)
         actions = to_delta(self.column("actions")[chunk], state, self._mask)
@@ -180,15 +218,7 @@ class SampleDataset:
         Raises:
             DataError: if it cannot be read.
         """
-        at = self.episodes.of_frame(index)
-        if self.info.features[key].dtype == "image":
-            path = self.info.data_file(int(self.episodes.data_chunk[at]), int(self.episodes.data_file[at]))
-            row = int(self.episodes.data_row[at]) + index - int(self.episodes.from_index[at])
-            return read_image(path, key, row)
-        segments = self.episodes.videos[key]
-        path = self.info.video_file(key, int(segments.chunk[at]), int(segments.file[at]))
-        timestamp = float(segments.from_timestamp[at]) + float(self._columns["timestamp"].array[index, 0])
-        return read_frame(path, timestamp)
+        return self._cameras.as_recorded(index, key)
 
     def _require_fit(self) -> None:
         widths = {}
@@ -232,15 +262,3 @@ class SampleDataset:
         padded = np.zeros((*x.shape[:-1], self.model.action_dim), dtype=np.float32)
         padded[..., : x.shape[-1]] = x
         return padded
-
-
-def _cameras(config: DataConfig, info: DatasetInfo) -> dict[str, str]:
-    for slot, key in config.cameras.items():
-        if slot not in IMAGE_SLOTS:
-            raise UsageError(f"data.cameras has no slot {slot!r}", f"The model's slots are: {', '.join(IMAGE_SLOTS)}")
-        if key not in info.camera_keys:
-            raise DataError(
-                f"camera {key!r} is not in the dataset {info.root}",
-                nearest(key, info.camera_keys).replace("The dataset has", "Its cameras"),
-            )
-    return dict(config.cameras)

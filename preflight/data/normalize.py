@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from jaxtyping import Float, Float64
 
 from preflight.data.files import read_json
 from preflight.errors import DataError
+from preflight.whole_file import write_whole
 
 # openpi adds it to every divisor (openpi/transforms.py, Normalize).
 EPSILON = 1e-6
@@ -123,12 +123,7 @@ def save(stats: Mapping[str, NormStats], path: Path) -> None:
         path: The file; its folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(json.dumps(stats_to_json(stats), indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(stats_to_json(stats), indent=2) + "\n").encode())
 
 
 def fit_to(stats: NormStats, width: int, name: str, path: Path) -> NormStats:

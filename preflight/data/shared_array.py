@@ -20,24 +20,30 @@ class SharedArray:
     Args:
         shape: The array's shape.
         dtype: The array's dtype.
+        writable: Whether receivers may write into it, too.
 
     Attributes:
-        array: The array; zeros at first, read-only where it was received.
+        array: The array; zeros at first, read-only where it was received unless it is `writable`.
+
+    Raises:
+        OSError: if the system gives no memory or no descriptor.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, *, writable: bool = False) -> None:
         self._fd: int | None = None
+        self._writable = writable
         if hasattr(os, "memfd_create"):
             self._fd = os.memfd_create("preflight-column", os.MFD_CLOEXEC)
             os.truncate(self._fd, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize))
             self.array = _mapped(self._fd, shape, np.dtype(dtype), mmap.PROT_READ | mmap.PROT_WRITE)
         else:
-            self.array = np.empty(shape, dtype)
+            self.array = np.zeros(shape, dtype)
 
     def __reduce__(self) -> tuple:
         if self._fd is None:
             return _from_content, (self.array,)
-        return _from_address, (os.getpid(), self._fd, os.fstat(self._fd).st_ino, self.array.shape, self.array.dtype)
+        inode = os.fstat(self._fd).st_ino
+        return _from_address, (os.getpid(), self._fd, inode, self.array.shape, self.array.dtype, self._writable)
 
     # Bound early: when the interpreter ends, the module's names may be gone before the array is.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
@@ -52,11 +58,13 @@ def _mapped(fd: int, shape: tuple[int, ...], dtype: np.dtype, protection: int) -
     return np.frombuffer(memory, dtype=dtype, count=int(np.prod(shape))).reshape(shape)
 
 
-def _from_address(pid: int, fd: int, inode: int, shape: tuple[int, ...], dtype: np.dtype) -> SharedArray:
+def _from_address(
+    pid: int, fd: int, inode: int, shape: tuple[int, ...], dtype: np.dtype, writable: bool
+) -> SharedArray:
     shared = SharedArray.__new__(SharedArray)
-    shared._fd = None
+    shared._fd, shared._writable = None, writable
     try:
-        own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        own = os.open(f"/proc/{pid}/fd/{fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError as error:
         raise PreflightError(
             f"the dataset's columns cannot be mapped from process {pid} ({error.strerror})",
@@ -65,7 +73,7 @@ def _from_address(pid: int, fd: int, inode: int, shape: tuple[int, ...], dtype: 
     shared._fd = own
     if os.fstat(own).st_ino != inode:
         raise PreflightError(f"the dataset's columns are gone from process {pid}")
-    shared.array = _mapped(own, shape, dtype, mmap.PROT_READ)
+    shared.array = _mapped(own, shape, dtype, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
     return shared
 
 

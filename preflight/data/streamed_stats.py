@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 
 from preflight.data.normalize import QUANTILES, NormStats
 from preflight.data.quantile_search import QuantileSearch
+from preflight.telemetry.cpus import usable_cpus
 
 # Up to so many values of a dimension are held; of more, quantiles are bracketed by a sample of that size.
 _HELD = 1 << 17
@@ -20,6 +21,8 @@ _SAMPLE = 1 << 16
 
 # Values of a piece: half a megabyte in float64.
 _PIECE = 1 << 16
+
+_MAX_THREADS = 16
 
 Pieces = Iterable[tuple[np.ndarray, np.ndarray | None]]  # float[k], and how often each counts (None: once)
 Progress = Callable[[int, int], None]  # frames done, frames in all
@@ -256,7 +259,7 @@ _Adder = Callable[[np.ndarray, "np.ndarray | None"], None]
 def _pass(source: ValueSource, adders: Mapping[tuple[str, int], tuple[_Adder, ...]], progress: Progress) -> None:
     """Shows every adder its dimension's values; a dimension is one thread's at a time, and the next block is read."""
     done = 0
-    with ThreadPoolExecutor(max_workers=_threads()) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, math.ceil(usable_cpus().count))) as pool:
         for block in _read_ahead(source.blocks()):
 
             def through(at: tuple[str, int], block: ValueBlock = block) -> None:
@@ -275,7 +278,3 @@ def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
         while (block := pending.result()) is not None:
             pending = reader.submit(next, blocks, None)
             yield block
-
-
-def _threads() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,27 +1,31 @@
-"""Random access to a video's frames by time. Open videos are kept a process, never sent to another one."""
+"""One open video: its frames by time, decoded from the nearest key frame or from where the decoder already stands."""
 
 from __future__ import annotations
 
+import bisect
 import collections
-import os
-import threading
+import errno
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
 from preflight.data.files import require_file
-from preflight.errors import DataError
+from preflight.errors import DataError, PreflightError
 
 # LeRobot's tolerance_s: a frame further than this from the wanted time is another frame.
 TOLERANCE_S = 1e-4
 
-# Open videos a process; each costs a file descriptor and its decoder's frames.
-MAX_OPEN_VIDEOS = 16
+# Timestamps are float32 and so up to 3e-5 s off within the first ten minutes of a video; a frame this near is the
+# wanted one, and none is decoded after it to see whether that is nearer.
+_ROUNDING_S = 5e-5
 
-_open_videos: collections.OrderedDict[Path, Video] = collections.OrderedDict()
-_lock = threading.Lock()
+
+class TooManyOpenFilesError(PreflightError):
+    """This process may open no further file."""
 
 
 class Video:
@@ -30,17 +34,27 @@ class Video:
     Args:
         path: The video.
 
+    Attributes:
+        path: The video.
+        reformatter: For what is done with the frames; it keeps its tables as long as sizes and formats stay the same.
+
     Raises:
         DataError: if it cannot be opened, holds no video stream or is in a codec that PyAV cannot decode.
+        TooManyOpenFilesError: if this process may open no further file.
     """
 
     def __init__(self, path: Path) -> None:
         require_file(path)
         self.path = path
+        self.reformatter = VideoReformatter()
         try:
             # Titles and comments need not be UTF-8, and nobody reads them.
             self._container = av.open(str(path), metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise TooManyOpenFilesError(
+                    f"{path} cannot be opened: too many open files", "Run: ulimit -n 65536"
+                ) from error
             raise _undecodable(path, "opened", error) from error
         if not self._container.streams.video:
             self._container.close()
@@ -53,6 +67,19 @@ class Video:
                 f"`ffprobe {path}` names the codec: install a PyAV that has it, or encode the video again.",
             )
         self._stream.codec_context.thread_count = 1
+        self._unit_s = float(self._stream.time_base or 0)  # time base unit, in seconds
+        self._group = 0  # from a key frame to the next one, the latest that was seen, in time base units
+        self._whole_group = False  # whether that stretch was seen to its end
+        self._wanted: list[int] = []  # times of the pass, sorted, in time base units; none: every frame
+        self._slack = 0  # how far a frame may lie from one of them, in time base units
+        self._packets: Iterator[av.Packet] = iter(())
+        self._ahead: collections.deque[av.Packet] = collections.deque()  # packets that were looked at and not decoded
+        self._running: Iterator[av.VideoFrame] = iter(())  # what comes out next
+        self._frame: av.VideoFrame | None = None  # the last that came out, during a pass
+        self._damaged: set[int] = set()  # times of frames that came out and are not what was recorded
+        self._at: int | None = None  # its time, in time base units; None: the next frame is sought
+        self._key = 0  # time of the last key frame met
+        self._landed = 0  # decoding time of the one that was sought
 
     def frame_at(self, timestamp_s: float, tolerance_s: float = TOLERANCE_S) -> UInt8[np.ndarray, "h w 3"]:
         """Decodes the frame nearest to a time.
@@ -67,95 +94,177 @@ class Video:
         Raises:
             DataError: if no frame lies that near, or the video cannot be decoded there.
         """
-        unit = self._stream.time_base
-        if unit is None:
-            raise DataError(f"{self.path}: the video stream has no time base")
-        try:
-            nearest, distance, landed_late = self._search(round((timestamp_s + tolerance_s) / unit), timestamp_s)
-            if landed_late and distance > tolerance_s:
-                # Some files' key frames are listed by decoding time: begin further ahead, at the latest at the start.
-                nearest, distance, _ = self._search(min(0, self._stream.start_time or 0), timestamp_s)
-        except (av.FFmpegError, OSError) as error:
-            raise _undecodable(self.path, f"decoded at {timestamp_s:.4f} s", error) from error
-        if nearest is None:
-            raise DataError(
-                f"{self.path}: no frame at {timestamp_s:.4f} s, the video ends before it",
-                "The video is cut off or shorter than its episode: fetch it again, or drop the episode.",
-            )
-        if distance > tolerance_s:
-            raise DataError(
-                f"{self.path}: no frame within {tolerance_s:g} s of {timestamp_s:.4f} s, "
-                f"the nearest is at {float(nearest.pts * unit):.4f} s",
-                "The video is shorter than its episode or its timestamps are off: fetch it again, or drop the episode.",
-            )
-        return nearest.to_ndarray(format="rgb24")
+        return next(self.frames_at([timestamp_s], tolerance_s)).to_ndarray(format="rgb24")
 
-    def _search(self, start: int, timestamp_s: float) -> tuple[av.VideoFrame | None, float, bool]:
-        """Decodes from the key frame before `start` (in time base units) up to the wanted time.
+    def frames_at(self, timestamps_s: Sequence[float], tolerance_s: float = TOLERANCE_S) -> Iterator[av.VideoFrame]:
+        """Decodes the frames nearest to some times in one pass.
+
+        Where the next time lies in the group of pictures that the decoder is in, it goes on; else it seeks.
+
+        Args:
+            timestamps_s: The wanted times in seconds, in ascending order.
+            tolerance_s: How far from each the frame may lie, in seconds.
+
+        Yields:
+            The decoded frame of each time.
+
+        Raises:
+            DataError: if no frame lies that near, the video cannot be decoded there, or the frame is damaged.
+        """
+        if not self._unit_s:
+            raise DataError(f"{self.path}: the video stream has no time base")
+        self._wanted = [round(time / self._unit_s) for time in timestamps_s]
+        self._slack = round(tolerance_s / self._unit_s) + 1
+        try:
+            for timestamp_s in timestamps_s:
+                try:
+                    frame, distance = self._find(timestamp_s, tolerance_s)
+                except (av.FFmpegError, OSError) as error:
+                    self._stop()
+                    raise _undecodable(self.path, f"decoded at {timestamp_s:.4f} s", error) from error
+                if frame is None:
+                    raise DataError(
+                        f"{self.path}: no frame at {timestamp_s:.4f} s, the video ends before it",
+                        "The video is cut off or shorter than its episode: fetch it again, or drop the episode.",
+                    )
+                if distance > tolerance_s:
+                    raise DataError(
+                        f"{self.path}: no frame within {tolerance_s:g} s of {timestamp_s:.4f} s, "
+                        f"the nearest is at {frame.pts * self._unit_s:.4f} s",
+                        "The video is shorter than its episode or its timestamps are off: "
+                        "fetch it again, or drop the episode.",
+                    )
+                if frame.pts in self._damaged:
+                    raise DataError(
+                        f"{self.path}: the frame at {timestamp_s:.4f} s is damaged, or one that it is made from: the "
+                        "decoder fills it in from others",
+                        "Fetch the video again, or drop the episode.",
+                    )
+                yield frame
+        finally:
+            self._frame = None  # a picture of every open video would be tens of MiB
+
+    def close(self) -> None:
+        """Closes the file and frees the decoder."""
+        self._stop()
+        self._container.close()
+
+    def _find(self, timestamp_s: float, tolerance_s: float) -> tuple[av.VideoFrame | None, float]:
+        """The nearest frame, and its distance in seconds."""
+        start = round((timestamp_s + tolerance_s) / self._unit_s)
+        # What is found on the way equals what a seek finds; where nothing is, the seek has the last word.
+        if self._at is not None and self._at <= start and self._in_group(start):
+            frame, distance, _ = self._search(timestamp_s)
+            if distance <= tolerance_s:
+                return frame, distance
+        found = self._sought(start, timestamp_s, tolerance_s)
+        if found[1] <= tolerance_s:
+            return found
+        self._wanted = []  # which frame is the nearest one shows with none passed over
+        return self._sought(start, timestamp_s, tolerance_s)
+
+    def _sought(self, start: int, timestamp_s: float, tolerance_s: float) -> tuple[av.VideoFrame | None, float]:
+        earliest = min(0, self._stream.start_time or 0)
+        while True:
+            self._seek(start)
+            frame, distance, landed_late = self._search(timestamp_s)
+            if distance <= tolerance_s or not landed_late or start <= earliest:
+                return frame, distance
+            # Key frames are listed by decoding time, and what is shown before one can need the one before: begin
+            # further ahead, at the latest at the start.
+            start = max(earliest, min(start, self._landed) - 1)
+
+    def _search(self, timestamp_s: float) -> tuple[av.VideoFrame | None, float, bool]:
+        """Decodes on up to the wanted time.
 
         Returns:
             The nearest frame, its distance in seconds, and whether the very first frame already lay after the time.
         """
+        unit = self._unit_s
+        nearest, distance, landed_late = None, float("inf"), False
+        frame = self._frame
+        while True:
+            if frame is not None:
+                offset = frame.pts * unit - timestamp_s
+                if abs(offset) < distance:
+                    nearest, distance = frame, abs(offset)
+                if offset >= -max(_ROUNDING_S, unit / 2):
+                    return nearest, distance, landed_late
+            first = self._at is None
+            frame = next(self._running, None)
+            if frame is None:
+                self._stop()
+                return nearest, distance, landed_late
+            landed_late |= first and frame.pts * unit > timestamp_s
+            self._frame, self._at = frame, frame.pts
+
+    def _seek(self, start: int) -> None:
+        """Puts the decoder before the key frame at or before a time in time base units."""
         self._container.seek(start, stream=self._stream)
-        nearest, distance, first = None, float("inf"), True
-        landed_late = False
-        for frame in self._container.decode(self._stream):
-            if frame.pts is None:
-                continue
-            offset = float(frame.pts * self._stream.time_base) - timestamp_s
-            landed_late |= first and offset > 0
-            first = False
-            if abs(offset) < distance:
-                nearest, distance = frame, abs(offset)
-            if offset >= 0:
-                break
-        return nearest, distance, landed_late
+        self._frame, self._at = None, None
+        self._damaged.clear()
+        self._packets = self._container.demux(self._stream)
+        self._ahead.clear()
+        self._running = self._decoded(start)
 
-    def close(self) -> None:
-        """Closes the file and frees the decoder."""
-        self._container.close()
+    def _in_group(self, start: int) -> bool:
+        """Whether no key frame lies between where the decoder is and a later time in time base units, or none is known.
 
+        Until a whole group was seen, packets are read on to see one; that is nothing beside decoding them.
+        """
+        if start < self._key + self._group:
+            return True
+        while not self._whole_group:
+            packet = next(self._packets, None)
+            if packet is None:
+                return True  # the last group of all
+            self._ahead.append(packet)
+            if packet.is_keyframe and packet.pts is not None:
+                self._group, self._whole_group = max(1, packet.pts - self._key), True
+                return start < packet.pts
+            if packet.pts is not None and packet.pts >= start:
+                return True
+        return False
 
-def read_frame(path: Path, timestamp_s: float, tolerance_s: float = TOLERANCE_S) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes one frame; the video stays open in this process for the next one, as long as it is among the last used.
+    def _decoded(self, start: int) -> Iterator[av.VideoFrame]:
+        """The frames from the key frame on that a seek to `start` found."""
+        key, decoder, damaged = None, self._stream.codec_context, False
+        while (packet := self._ahead.popleft() if self._ahead else next(self._packets, None)) is not None:
+            if key is None:
+                key = self._key = start if packet.pts is None else packet.pts
+                self._landed = start if packet.dts is None else packet.dts
+                self._group = max(self._group, start - key + 1)
+            elif packet.is_keyframe and packet.pts is not None:
+                # The latest stretch tells best how long the next one is.
+                self._group, self._whole_group = max(1, packet.pts - key), True
+                key = self._key = packet.pts
+            # What no other frame needs is passed over by decoders that can tell.
+            decoder.skip_frame = "DEFAULT" if self._is_wanted(packet.pts) else "NONREF"
+            for frame in packet.decode():
+                # What is made from a damaged frame is not marked, up to the next key frame.
+                damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+                if frame.pts is not None:
+                    if damaged:
+                        self._damaged.add(frame.pts)
+                    yield frame
 
-    Args:
-        path: The video.
-        timestamp_s: The frame's time in the video, in seconds.
-        tolerance_s: How far from it the frame may lie, in seconds.
+    def _is_wanted(self, pts: int | None) -> bool:
+        if pts is None or not self._wanted:
+            return True
+        at = bisect.bisect_left(self._wanted, pts - self._slack)
+        return at < len(self._wanted) and self._wanted[at] <= pts + self._slack
 
-    Returns:
-        The frame as RGB.
-
-    Raises:
-        DataError: naming file and time, if the video is missing, damaged or has no frame there.
-    """
-    with _lock:
-        video = _open_videos.pop(path, None) or Video(path)
-        try:
-            frame = video.frame_at(timestamp_s, tolerance_s)
-        except DataError:
-            video.close()
-            raise
-        _open_videos[path] = video
-        while len(_open_videos) > MAX_OPEN_VIDEOS:
-            _open_videos.popitem(last=False)[1].close()
-        return frame
+    def _stop(self) -> None:
+        """Forgets where the decoder stands: the next frame is sought."""
+        self._running = iter(())
+        self._frame = self._at = None
+        self._key = self._landed = 0
 
 
 def _undecodable(path: Path, what: str, error: Exception) -> DataError:
     reason = getattr(error, "strerror", None) or str(error)
-    return DataError(
-        f"{path} ({path.stat().st_size} bytes) cannot be {what}: {reason}",
-        "The video is damaged or cut off: fetch it again.",
-    )
-
-
-def _forget_after_fork() -> None:
-    # The parent's decoders and file offsets are not ours to use.
-    global _lock
-    _lock = threading.Lock()
-    _open_videos.clear()
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)
+    try:
+        size = f" ({path.stat().st_size} bytes)"
+    except OSError:
+        size = ""  # deleted while it is open
+    return DataError(f"{path}{size} cannot be {what}: {reason}", "The video is damaged or cut off: fetch it again.")

@@ -1,22 +1,25 @@
-"""What runs in a loader worker: it reads batches, reports what fails, and ends with its parent."""
+"""What runs in a loader worker: it reads the batches that it is told to, and ends with its parent."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import threading
-import traceback
-from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from preflight.data.collate import Leaf, pack
+from preflight.data.batch_reading import ReadingRules, SampleFailure, Skipped, read_batch
+from preflight.data.batch_seeds import seed_batch, tell_torch
+from preflight.data.shared_array import SharedArray
 from preflight.data.worker_stacks import answer_into
 from preflight.errors import PreflightError
 
@@ -27,104 +30,103 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_RECYCLED_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20
 
-
 # The environment variable that names, to the worker server, modules to import beside its own.
 WORKER_MODULES = "PREFLIGHT_WORKER_MODULES"
 
+# What a worker writes about itself where the parent can read it after its death: the sample it reads, or one of these.
+WHOLE_BATCH, BETWEEN_BATCHES, NOT_BEGUN = -1, -2, -3
+
 
 @dataclasses.dataclass(frozen=True)
-class SampleFailure:
-    """Why a batch could not be read; goes to the parent in the batch's place."""
+class Task:
+    """One batch to read."""
 
-    message: str  # names the sample
-    hint: str | None
-    details: str  # the traceback where it happened
+    batch: int
+    indices: np.ndarray
+    slot: int | None  # number of the shared memory that it goes into; None: it is sent through the pipe
+    memory: bytes | None  # that memory, a pickled `SharedArray`, where the worker has not seen it
+    forget: tuple[int, ...]  # slots that are no more
+    singly: bool  # read sample by sample, even where the dataset could read them together
 
 
-class BatchReader:
-    """The dataset that torch's DataLoader sees: its items are batches in shared memory.
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A batch that was read, or why not."""
+
+    batch: int
+    leaves: bytes = b""  # pickled `preflight.data.collate.Leaf`s: the same bytes for batches that are laid out alike
+    size: int = 0  # of the block, in bytes
+    in_slot: bool = False  # otherwise the block is the next message
+    skipped: tuple[Skipped, ...] = ()
+    failure: SampleFailure | None = None
+
+
+def serve_batches(
+    number: int,
+    num_workers: int,
+    dataset: Any,
+    rules: ReadingRules,
+    seed: int,
+    pipe: Connection,
+    stacks: Connection,
+    places: SharedArray,
+) -> None:
+    """A worker's life: reads one `Task` after the other, until the parent closes the pipe.
 
     Args:
+        number: Of this worker.
+        num_workers: In all.
         dataset: Any map-style dataset.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, indices: Iterable[int]) -> tuple[tuple[Leaf, ...], Any] | SampleFailure:
-        import torch
-
-        shared: Any = None
-
-        def allocate(size: int) -> np.ndarray:
-            nonlocal shared
-            shared = torch.empty(size, dtype=torch.uint8).share_memory_()
-            return shared.numpy()
-
-        result = read_batch(self.dataset, indices, allocate)
-        return result if isinstance(result, SampleFailure) else (result[0], shared)
-
-
-def read_batch(
-    dataset: Any, indices: Iterable[int], allocate: Callable[[int], np.ndarray]
-) -> tuple[tuple[Leaf, ...], np.ndarray] | SampleFailure:
-    """Reads samples into one batch.
-
-    Args:
-        dataset: Any map-style dataset.
-        indices: The samples.
-        allocate: Makes uint8[n] of n bytes.
-
-    Returns:
-        The batch as `preflight.data.collate.pack` gives it, or what failed.
-    """
-    index: int | None = None
-    wanted = [int(i) for i in indices]
-    samples = []
-    try:
-        for index in wanted:
-            samples.append(dataset[index])
-        index = None
-        return pack(wanted, samples, allocate)
-    except Exception as error:  # noqa: BLE001 - a user's dataset may raise anything
-        return _failure(error, index)
-
-
-def _failure(error: Exception, index: int | None) -> SampleFailure:
-    message, hint = str(error), None
-    if isinstance(error, PreflightError):
-        message, hint = error.message, error.hint
-    else:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"{type(error).__name__}: {message} ({os.path.basename(place.filename)}, line {place.lineno})"
-    if index is not None:
-        message = f"sample {index} cannot be loaded: {message}"
-    return SampleFailure(message, hint, "".join(traceback.format_exception(error)))
-
-
-def same(batch: Any) -> Any:
-    """Collates nothing: `BatchReader` has done it.
-
-    Args:
-        batch: What the reader gave.
-
-    Returns:
-        The same.
-    """
-    return batch
-
-
-def prepare_worker(worker_id: int, stacks: multiprocessing.connection.Connection) -> None:
-    """Runs first in each worker.
-
-    Args:
-        worker_id: Its number among the workers.
+        rules: How to read it.
+        seed: Of the loader.
+        pipe: Tasks come and answers go through it.
         stacks: What it tells where it is through, when the parent asks.
+        places: int64[num_workers]; at `number` it keeps the sample that it reads.
     """
+    _prepare(stacks)
+    tell_torch(number, num_workers, seed, dataset)
+    place = places.array[number : number + 1]
+
+    def begin(index: int | None) -> None:
+        place[0] = WHOLE_BATCH if index is None else index
+
+    slots: dict[int, np.ndarray] = {}
+    while True:
+        place[0] = BETWEEN_BATCHES
+        try:
+            task: Task = pipe.recv()
+            for gone in task.forget:
+                slots.pop(gone, None)
+            if task.memory is not None and task.slot is not None:
+                # Without it, for want of a descriptor perhaps, the batch takes the pipe.
+                with contextlib.suppress(PreflightError, OSError):
+                    slots[task.slot] = pickle.loads(task.memory).array
+            slot = slots.get(task.slot) if task.slot is not None else None
+            seed_batch(seed, task.batch)
+            how = dataclasses.replace(rules, singly=rules.singly or task.singly)
+            result = read_batch(dataset, task.indices, functools.partial(_block, slot), rules=how, begin=begin)
+            _answer(pipe, task, slot, result)
+        except (EOFError, ConnectionError):
+            return  # the parent is done
+
+
+def _block(slot: np.ndarray | None, size: int) -> np.ndarray:
+    return slot[:size] if slot is not None and slot.size >= size else np.empty(size, np.uint8)
+
+
+def _answer(pipe: Connection, task: Task, slot: np.ndarray | None, result: Any) -> None:
+    if isinstance(result, SampleFailure):
+        pipe.send(Answer(task.batch, failure=result))
+        return
+    in_slot = slot is not None and slot.size >= result.block.size
+    pipe.send(Answer(task.batch, pickle.dumps(result.leaves), result.block.size, in_slot, result.skipped))
+    if not in_slot:
+        pipe.send_bytes(result.block)
+
+
+def _prepare(stacks: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer_into(stacks)
-    # A worker's parent is the worker server, which lives as long as its workers do: torch's own watchdog, which watches
-    # the parent, would let all of them outlive a training process that was killed.
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     _keep_freed_memory()
 
@@ -141,7 +143,17 @@ def _keep_freed_memory() -> None:
 
 
 def _end_with_parent() -> None:
+    """Ends this process as soon as the one that loads, or the server that forked this one, has ended.
+
+    The pipes that tell it would stay open in any other process that the parent has forked; the processes themselves,
+    where the system shows them (Linux 5.3), tell it in any case.
+    """
     process = multiprocessing.parent_process()
-    if process is not None:
-        multiprocessing.connection.wait([process.sentinel])
-        os._exit(1)
+    if process is None:
+        return
+    ends: list[Any] = [process.sentinel]
+    for pid in (process.pid, os.getppid()):
+        with contextlib.suppress(OSError, AttributeError):
+            ends.append(os.pidfd_open(pid or 0))
+    multiprocessing.connection.wait(ends)
+    os._exit(1)

@@ -23,9 +23,6 @@ SERVER_PID = os.getpid()
 
 MODULES = (
     "numpy",
-    "torch",
-    "torch.multiprocessing",
-    "torch.utils.data",
     "pyarrow.parquet",
     "av",
     "PIL.Image",

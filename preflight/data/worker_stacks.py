@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from preflight.errors import PreflightError
+
 ASK = signal.SIGUSR1
 
 # How long a worker may take to answer, and to say nothing more once it has begun. A dump takes milliseconds.
@@ -73,7 +75,7 @@ class WorkerStack:
         """For people: the worker and its innermost frames."""
         if not self.frames:
             return [f"worker {self.number} (pid {self.pid}): {self.silence}"]
-        # Below `read_batch` lie the loader and torch, which look the same in every worker.
+        # Below `read_batch` lies the loader, which looks the same in every worker.
         last = next((n for n, frame in enumerate(self.frames) if n and frame.function == "read_batch"), _SHOWN_FRAMES)
         frames = self.frames[: min(last, _SHOWN_FRAMES)]
         return [f"worker {self.number} (pid {self.pid}), innermost first:", *(f"  {frame}" for frame in frames)]
@@ -124,6 +126,27 @@ def causes(stacks: Sequence[WorkerStack]) -> str:
     return f"Likely causes: {'; '.join(order)}."
 
 
+def time_out(pids: Sequence[int], descriptor: int, timeout_s: float) -> PreflightError:
+    """Says that no batch came, and where the workers are.
+
+    Args:
+        pids: The workers, in order.
+        descriptor: The reading end of the pipe that all of them write into.
+        timeout_s: How long was waited.
+    """
+    message = f"no batch came from the loader's {len(pids)} worker(s) within {timeout_s:g} s"
+    stacks = ask(pids, descriptor)
+    # One that waits for work is not what holds the batch up.
+    told = [stack for stack in stacks if stack.place is not None]
+    stuck = next((stack for stack in told if stack.reads), next(iter(told), None))
+    if stuck is not None:
+        message += f"; worker {stuck.number} is at {stuck.place}"
+    error = PreflightError(message, f"Reading is stuck or very slow. {causes(stacks)}")
+    for stack in stacks:
+        error.add_note("\n".join(stack.lines()))
+    return error
+
+
 def _ask(number: int, pid: int, descriptor: int, answer_s: float, proc: Path) -> WorkerStack:
     if _catches(pid, proc) is False:
         # The signal would end it.
@@ -165,8 +188,8 @@ def _reading_thread(text: str) -> tuple[Frame, ...]:
             threads.append([])
         elif threads:
             threads[-1].append(Frame(found["file"], int(found["line"]), found["function"]))
-    # What torch runs in a worker is in the main thread; the others are its queue's and our own.
-    main = [frames for frames in threads if any(frame.function == "_worker_loop" for frame in frames)]
+    # The main thread; the others are the dataset's and the one that ends with the parent.
+    main = [frames for frames in threads if any(frame.function == "serve_batches" for frame in frames)]
     return tuple((main or [frames for frames in threads if frames] or [[]])[-1])
 
 
