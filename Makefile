@@ -14,7 +14,7 @@ PINS_INSTALL = $(BIN)/uv pip install --quiet --constraint constraints-openpi.txt
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats bench-selftest clean
+.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats bench-feed bench-selftest clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ bench-data: setup ## Make datasets of 10 000 episodes and time the check of thei
 
 bench-norm-stats: setup ## Make a dataset of a million frames and time its normalisation statistics
 	$(BIN)/python -m bench.norm_stats
+
+bench-feed: setup ## Time our loader, LeRobot's, openpi's and bare decoding side by side
+	$(BIN)/python -m bench.feed
 
 bench-selftest: setup ## Measure datasets whose figures are known, and tell what the loader benchmark misses
 	$(BIN)/python -m bench.selftest
