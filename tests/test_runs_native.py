@@ -69,7 +69,7 @@ def test_values_before_normalisation_are_those_of_the_samples(monkeypatch, delta
     run = example(f"data.delta_actions={delta}", "model.action_horizon=20")
     frames = np.array([0, 5, 205, 220, 221, 490, 497])
     samples = [run.dataset()[int(frame)] for frame in frames]
-    monkeypatch.setattr("preflight.data.dataset.read_frame", None)  # no picture is decoded
+    monkeypatch.setattr("preflight.data.cameras.read_frames", None)  # no picture is decoded
     values = example(f"data.delta_actions={delta}", "model.action_horizon=20").before_normalisation(frames)
     for name, shape in (("state", (7, 26)), ("actions", (7, 20, 26))):
         assert (values[name].shape, values[name].dtype) == (shape, np.float32)

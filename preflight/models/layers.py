@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from preflight.models.params import Params
+from preflight.models.sharding import by_batch
 
 Carry = TypeVar("Carry")
 
@@ -42,7 +43,7 @@ def scan_layers(
     """
 
     def body(carry: Carry, params: Params) -> tuple[Carry, None]:
-        return layer(carry, params), None
+        return by_batch(layer(by_batch(carry), params)), None
 
     if remat:
         # A loop itself keeps XLA from merging the recomputation with the forward pass; without one, barriers must.

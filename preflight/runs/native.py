@@ -317,6 +317,8 @@ def _facts(config: TrainConfig, reference: str, assignments: tuple[str, ...]) ->
         warmup_steps=config.lr_schedule.warmup_steps,
         decay_steps=config.lr_schedule.decay_steps,
         peak_lr=config.lr_schedule.peak_lr,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        fsdp_devices=config.fsdp_devices,
         ema_decay=config.ema_decay,
         seed=config.seed,
         action_dim=config.model.action_dim,

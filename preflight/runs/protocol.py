@@ -77,7 +77,19 @@ class Facts:
     loss_by_action: bool = True  # whether the loss has a value for each action step, [b, h]; else one a sample, [b]
     formats: tuple[str, ...] = ("v2.0", "v2.1", "v3.0")  # of LeRobot's datasets, which the run's reader opens
     decodes_all_cameras: bool = False  # whether the reader decodes cameras that the model never sees, too
+    gradient_accumulation_steps: int = 1  # steps whose gradients make one update of the parameters
+    fsdp_devices: int = 1  # devices that share one copy of the state
     worker_modules: tuple[str, ...] = ()  # what samples are made with, imported once for all loader workers
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples that an update of the parameters is made from."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def num_updates(self) -> int:
+        """How often the parameters move in the whole run; the schedule counts these."""
+        return self.num_train_steps // self.gradient_accumulation_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from preflight.data.loader import BatchLoader
 from preflight.errors import PreflightError, UsageError
@@ -23,9 +22,11 @@ from preflight.runs.protocol import Batch
 from preflight.training import checkpoints
 from preflight.training.camera_views import camera_views, milestone_steps, save_camera_views
 from preflight.training.folder import create_folder, refuse_folder, saved_steps
-from preflight.training.metrics import metrics_line, reduce_interval
+from preflight.training.interval import IntervalMetrics
+from preflight.training.mesh import make_mesh, put_batch, require_divisible
+from preflight.training.metrics import metrics_line
 from preflight.training.record import require_same_run, write_record
-from preflight.training.state import first_state, init_state
+from preflight.training.state import abstract_state, first_state, state_sharding
 from preflight.training.step import compile_step
 from preflight.training.tracking import Tracker, choose_mode
 
@@ -80,17 +81,8 @@ def train(
     """
     facts = run.facts
     refuse_folder(folder, overwrite=overwrite, resume=resume)
-    devices = jax.devices()
-    if facts.batch_size % len(devices):
-        raise UsageError(f"batch_size {facts.batch_size} does not divide over {len(devices)} devices")
-    if (shards := facts.settings.get("fsdp_devices", 1)) > 1:
-        raise UsageError(
-            f"fsdp_devices={shards} would divide the parameters over GPUs; this loop divides batches only",
-            "train with the checkout's own script, --trainer openpi, or with --set fsdp_devices=1",
-        )
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    by_sample = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    require_divisible(facts.batch_size, facts.fsdp_devices, jax.device_count())
+    mesh = make_mesh(facts.fsdp_devices)
 
     say(f"Training config: {facts.name} with {facts.num_workers} workers")
     dataset = run.dataset()
@@ -101,13 +93,11 @@ def train(
     init_rng, rng = run.keys()
     manager = checkpoints.open_manager(folder, keep_period=facts.keep_period) if resume else None
     if manager is not None:
-        abstract = jax.eval_shape(lambda key: init_state(run, key), init_rng)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
-        state = checkpoints.restore(manager, saved_steps(folder)[-1], abstract)
+        state = checkpoints.restore(manager, saved_steps(folder)[-1], abstract_state(run, mesh))
     else:
         if weights := run.weights():
             say(f"Starting from {weights.name}")
-        state = first_state(run, init_rng, replicated)
+        state = first_state(run, init_rng, state_sharding(run, mesh))
     start = int(state.step)
     if start >= facts.num_train_steps:
         raise UsageError(
@@ -119,7 +109,7 @@ def train(
     def device_batch() -> tuple[Batch, Batch, float]:
         began = time.perf_counter()
         host = next(loader)
-        return host, jax.device_put(host, by_sample), time.perf_counter() - began
+        return host, put_batch(host, mesh), time.perf_counter() - began
 
     with BatchLoader(
         dataset,
@@ -150,9 +140,10 @@ def train(
             resume=resume,
         )
         milestones = milestone_steps(facts)
+        interval = IntervalMetrics(facts.log_interval)
         views: list[Path] = []
         best_loss, last_loss = math.inf, math.nan
-        interval, data_wait, saving = [], 0.0, 0.0
+        data_wait, saving = 0.0, 0.0
         loop_began = interval_began = time.perf_counter()
         saving_all = 0.0
         logged = start  # the last step that was logged
@@ -175,13 +166,13 @@ def train(
                         raise PreflightError(error.message, hint) from error
                     data_wait += waited
                     state, metrics = step_fn(rng, state, batch)
-                interval.append(metrics)
+                interval.add(step, metrics)
                 if stop:
                     say(f"{signal.Signals(stop[0]).name}: saving a checkpoint, then stopping (again to stop at once)")
                 last = step == facts.num_train_steps - 1 or bool(stop)
 
                 if step % facts.log_interval == 0 or step == start or last:
-                    values = reduce_interval(interval)  # waits for the device
+                    values = interval.fetch().reduced(facts.gradient_accumulation_steps)  # waits for the device
                     elapsed = time.perf_counter() - interval_began - saving
                     line = metrics_line(values)
                     if step == start:
@@ -203,7 +194,7 @@ def train(
                     metrics_file.write(json.dumps({"step": step, "time": time.time(), **record}) + "\n")
                     metrics_file.flush()
                     tracker.log(values, step)
-                    interval, data_wait, saving, logged = [], 0.0, 0.0, step
+                    data_wait, saving, logged = 0.0, 0.0, step
                     interval_began = time.perf_counter()
 
                 saves = (step % facts.save_interval == 0 and step > 0) or last

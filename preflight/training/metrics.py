@@ -14,6 +14,7 @@ from preflight.models.params import parameter_path
 
 PyTree = Any
 
+_OF_UPDATES = ("update_norm", "update_ratio")
 # In the order in which a person looks at them; the rest is in metrics.jsonl.
 _SHOWN = ("loss", "grad_norm", "loss_max", "grad_max", "update_ratio", "ema_distance", "learning_rate")
 
@@ -62,17 +63,29 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     return {parameter_path(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def reduce_interval(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def reduce_steps(
+    each: Mapping[str, Sequence[float] | np.ndarray], *, first_step: int = 0, accumulation_steps: int = 1
+) -> dict[str, float]:
     """One value for each metric over the steps of a log interval.
 
     Maxima are reduced by the maximum and minima by the minimum: their mean would be neither. The learning rate is the
-    last step's; everything else is averaged. NaN comes through every one of them.
+    last step's; everything else is averaged. NaN comes through every one of them. What describes an update
+    (`update_norm`, `update_ratio`) is averaged over the steps that are updates, and is absent where none is: with
+    accumulated gradients the other steps move nothing, and their zeros would hide the size of those that do.
 
     Args:
-        steps: The metrics of each step, scalars.
+        each: Every step's values by metric.
+        first_step: The number of the first of these steps.
+        accumulation_steps: Step `n` is an update where this divides `n + 1`.
     """
-    fetched = jax.device_get(list(steps))
-    return {name: _reduce(name, np.asarray([step[name] for step in fetched], np.float64)) for name in fetched[0]}
+    reduced: dict[str, float] = {}
+    for name, values in each.items():
+        array = np.asarray(values, np.float64)
+        if name in _OF_UPDATES:
+            array = array[(first_step + 1 + np.arange(len(array))) % accumulation_steps == 0]
+        if len(array):
+            reduced[name] = _reduce(name, array)
+    return reduced
 
 
 def _reduce(name: str, values: np.ndarray) -> float:

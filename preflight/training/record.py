@@ -10,6 +10,8 @@ from preflight.errors import UsageError
 from preflight.runs.protocol import Facts
 
 _FILE = "config.json"
+# What a record means that was written before there was the setting.
+_BEFORE = {"gradient_accumulation_steps": 1}
 # What may change from one start to the next without making another run of it.
 _FREE = (
     "name",
@@ -21,6 +23,7 @@ _FREE = (
     "project_name",
     "wandb_enabled",
     "checkpoint_base_dir",
+    "fsdp_devices",  # how the state is laid out, not what it is
     "weights",  # where the run started from; a resume does not read it again
 )
 
@@ -41,6 +44,7 @@ def require_same_run(folder: Path, facts: Facts, num_samples: int) -> None:
     except (OSError, ValueError):
         return  # a folder without a record, as openpi makes it: its checkpoint's shapes are all there is to compare
     now = _record(facts, num_samples)
+    kept = {key: value for key, value in _BEFORE.items() if key in now} | kept
     differing = [
         f"{key} is {now.get(key)!r}, was {kept.get(key)!r}"
         for key in sorted(now.keys() | kept.keys())

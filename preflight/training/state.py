@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from preflight.models.params import parameter_path
+from preflight.training.mesh import replicated, shard, shards_state
 
 if TYPE_CHECKING:
     from preflight.runs import Run
@@ -24,9 +26,9 @@ class TrainState:
     The model's structure and the optimizer's functions are no part of it: the run has them.
     """
 
-    step: Any  # int32[]; the number of updates made
+    step: Any  # int32[]; the number of steps made, each of one batch
     params: Any  # nnx.State
-    opt_state: Any  # optax.OptState, over the trainable parameters
+    opt_state: Any  # optax.OptState, over the trainable parameters; with accumulation the MultiStepsState around it
     ema_params: Any  # nnx.State like `params`, or None
 
 
@@ -43,25 +45,55 @@ def init_state(run: Run, rng: jax.Array, weights: Mapping[str, Any] | None = Non
         step=jnp.zeros((), jnp.int32),
         params=params,
         # Frozen parameters need no optimizer state.
-        opt_state=run.optimizer().init(trainable(run, params)),
+        opt_state=optimizer(run).init(trainable(run, params)),
         # A copy: parameters and average are donated together, and one buffer cannot be donated twice.
         ema_params=None if run.facts.ema_decay is None else jax.tree.map(jnp.copy, params),
     )
 
 
-def first_state(run: Run, rng: jax.Array, sharding: jax.sharding.Sharding) -> TrainState:
+def optimizer(run: Run) -> optax.GradientTransformation:
+    """The run's optimizer; where gradients are accumulated, behind the mean of so many steps' gradients."""
+    steps = run.facts.gradient_accumulation_steps
+    if steps == 1:
+        return run.optimizer()
+    return optax.MultiSteps(run.optimizer(), every_k_schedule=steps).gradient_transformation()
+
+
+def num_updates(run: Run, state: TrainState) -> jax.Array:
+    """How often the parameters have moved before a state: what schedules count."""
+    if run.facts.gradient_accumulation_steps == 1:
+        return state.step
+    updates: jax.Array = state.opt_state.gradient_step
+    return updates
+
+
+def state_sharding(run: Run, mesh: jax.sharding.Mesh) -> Any:
+    """Where the state lies: one sharding for all of it, or, where the mesh shards it, a state of shardings."""
+    if not shards_state(mesh):
+        return replicated(mesh)
+    return jax.tree.map(lambda x: shard(x, mesh), jax.eval_shape(lambda key: init_state(run, key), jax.random.key(0)))
+
+
+def abstract_state(run: Run, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state's shapes, dtypes and shardings, to restore a checkpoint into; it may be of another mesh."""
+    state = jax.eval_shape(lambda key: init_state(run, key), jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard(x, mesh)), state)
+
+
+def first_state(run: Run, rng: jax.Array, sharding: Any) -> TrainState:
     """Makes the state before the first step, from the run's pretrained parameters where it has some.
 
     Args:
         run: The run.
         rng: A random key.
-        sharding: Where each array lies.
+        sharding: Where the arrays lie: one `jax.sharding.Sharding` for all, or what `state_sharding` gives.
 
     Raises:
         DataError: The pretrained parameters are missing or do not fit.
     """
     abstract = pure(nnx.state(nnx.eval_shape(lambda: run.create_model(jax.random.key(0)))))
-    weights = _moved(run.load_weights(abstract), sharding)
+    places = pure(sharding.params) if isinstance(sharding, TrainState) else sharding
+    weights = _moved(run.load_weights(abstract), places)
     # Donated: they become the state's own buffers; and XLA draws no random numbers for what is replaced.
     make = jax.jit(lambda key, weights: init_state(run, key, weights), out_shardings=sharding, donate_argnums=1)
     return make(rng, weights)
@@ -96,15 +128,13 @@ def _replaced(params: nnx.State, weights: Mapping[str, Any]) -> nnx.State:
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: given.get(parameter_path(keys), leaf), params)
 
 
-def _moved(tree: dict[str, Any], sharding: jax.sharding.Sharding) -> dict[str, Any]:
+def _moved(tree: dict[str, Any], places: Any) -> dict[str, Any]:
     """The arrays on their devices; each is taken out of `tree`, so that the host's copies go one by one."""
     moved: dict[str, Any] = {}
     for name in list(tree):
-        node = tree.pop(name)
+        node, place = tree.pop(name), places[name] if isinstance(places, dict) else places
         # Never an alias of the host's memory, which is not ours to donate.
-        moved[name] = (
-            _moved(node, sharding) if isinstance(node, dict) else jax.device_put(node, sharding, may_alias=False)
-        )
+        moved[name] = _moved(node, place) if isinstance(node, dict) else jax.device_put(node, place, may_alias=False)
     return moved
 
 

@@ -35,6 +35,7 @@ def facts_of(config: Any, assignments: tuple[str, ...], options: tuple[str, ...]
         warmup_steps=getattr(schedule, "warmup_steps", None),
         decay_steps=getattr(schedule, "decay_steps", None),
         peak_lr=getattr(schedule, "peak_lr", None),
+        fsdp_devices=config.fsdp_devices,
         ema_decay=config.ema_decay,
         seed=config.seed,
         action_dim=model.action_dim,

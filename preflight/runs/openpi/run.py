@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -60,7 +61,8 @@ class OpenpiRun(OpenpiData):
             model.train()
         # A copy: openpi's from_dict writes into the dict of images.
         observation = openpi("models.model", "Observation").from_dict({**batch, "image": dict(batch["image"])})
-        return model.compute_loss(rng, observation, batch["actions"], train=train)
+        with _mesh_of_openpi():
+            return model.compute_loss(rng, observation, batch["actions"], train=train)
 
     def optimizer(self) -> optax.GradientTransformation:
         """openpi's, from its optimizer and schedule."""
@@ -258,6 +260,14 @@ def _validate(config: Any) -> None:
         raise UsageError(f"ema_decay must lie between 0 and 1, not {config.ema_decay}", "none switches it off")
     if not is_folder_name(config.name):
         raise UsageError(f"the config's name {config.name!r} cannot be a folder's name")
+
+
+def _mesh_of_openpi() -> contextlib.AbstractContextManager[Any]:
+    """Has openpi's models divide their activations, where the step is traced for a mesh that shards parameters."""
+    from preflight.models.sharding import activation_mesh
+
+    mesh = activation_mesh()
+    return contextlib.nullcontext() if mesh is None else openpi("training.sharding", "set_mesh")(mesh)
 
 
 def _instance(freeze_filter: Any) -> Any:
