@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.plot_style import plot_style
 from bench.results import PointResult, SweepResult
 from preflight.errors import UsageError
 from preflight.report.plain import printable
+from preflight.report.plot_style import plot_style
 from preflight.whole_file import require_writable, write_whole
 
 if TYPE_CHECKING:

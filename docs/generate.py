@@ -9,7 +9,7 @@ from pathlib import Path
 
 from checks import CHECKLIST
 
-COMMANDS = ("check", "bench-loader", "train", "list-configs", "list-checks", "explain", "demo-data", "env")
+COMMANDS = ("check", "bench-loader", "train", "report", "list-configs", "list-checks", "explain", "demo-data", "env")
 
 
 def commands_page() -> str:

@@ -8,9 +8,9 @@ from PIL import Image
 from sweep_sample import point, sweep_result
 
 from bench.plot import draw_sweep, require_plottable, save_plot
-from bench.plot_style import plot_style
 from bench.results import MemoryBudget
 from preflight.errors import UsageError
+from preflight.report.plot_style import plot_style
 
 THREE = (point(2, 100), point(4, 190, spread=0.2), point(8, 300))
 SVG = "{http://www.w3.org/2000/svg}"

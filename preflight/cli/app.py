@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from preflight.cli import bench_loader, check, demo_data, env, explain, list_checks, list_configs, norm_stats, train
+from preflight.cli import (
+    bench_loader,
+    check,
+    demo_data,
+    env,
+    explain,
+    list_checks,
+    list_configs,
+    norm_stats,
+    report,
+    train,
+)
 
 app = typer.Typer(
     help="Know whether a robot-policy training run will work before it spends GPU-hours.",
@@ -32,5 +43,6 @@ app.command("list-configs")(list_configs.list_configs)
 app.command("list-checks")(list_checks.list_checks)
 app.command("explain")(explain.explain)
 app.command("norm-stats")(norm_stats.norm_stats)
+app.command("report")(report.report)
 app.command("demo-data")(demo_data.demo_data)
 app.command("env")(env.env)

@@ -19,6 +19,7 @@ from preflight.cli.options import (
     one_of,
     open_run,
     output_file,
+    output_option,
 )
 from preflight.errors import EXIT_CLEARED, EXIT_NOT_CLEARED, EXIT_WARNINGS, UsageError
 
@@ -49,9 +50,7 @@ def check(
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text, short, json or junit.")] = "text",  # noqa: A002
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", metavar="FILE", help="Write the result there instead of to stdout.", show_default=False
-        ),
+        output_option("Write the result there instead of to stdout."),
     ] = None,
     contact_sheet: Annotated[
         Optional[Path],  # noqa: UP045

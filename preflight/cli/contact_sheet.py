@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import sys
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preflight import whole_file
 from preflight.errors import DataError, PreflightError, UsageError
 
 if TYPE_CHECKING:
@@ -33,18 +35,9 @@ def require_writable(path: Path | None, output: Path | None) -> None:
         return
     if path.suffix.lower() != ".png":
         raise UsageError(f"--contact-sheet {path}: the sheet is a PNG picture", f"name it {path.stem or 'sheet'}.png")
-    refused = f"--contact-sheet {path} cannot be written: "
-    try:
-        if output is not None and os.path.realpath(output) == os.path.realpath(path):
-            raise UsageError(f"--contact-sheet and --output are the same file, {path}")
-        if path.is_dir():
-            raise UsageError(f"{refused}it is a folder")
-        if path.exists() and not os.access(path, os.W_OK):
-            raise UsageError(f"{refused}Permission denied")
-        _partial(path).open("wb").close()
-        _partial(path).unlink()
-    except OSError as error:
-        raise UsageError(f"{refused}{error.strerror or error}") from None
+    whole_file.require_writable("--contact-sheet", path)
+    if output is not None and os.path.realpath(output) == os.path.realpath(path):
+        raise UsageError(f"--contact-sheet and --output are the same file, {path}")
 
 
 def write_contact_sheet(run: Run, path: Path) -> None:
@@ -87,18 +80,10 @@ def _gathered(run: Run) -> ContactSheet:
     return result
 
 
-def _partial(path: Path) -> Path:
-    # Where the file itself will be, behind a link, so that it is there whole or not at all.
-    return Path(os.path.realpath(path)).parent / f".contact-sheet-{os.getpid()}.partial"
-
-
 def _save(picture: Any, path: Path) -> None:
-    partial = _partial(path)
-    try:
-        picture.save(partial, format="PNG")
-        partial.replace(os.path.realpath(path))
-    finally:
-        partial.unlink(missing_ok=True)
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    whole_file.write_whole(path, encoded.getvalue())
 
 
 def _say(line: str) -> None:

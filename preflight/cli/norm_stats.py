@@ -19,6 +19,7 @@ from preflight.cli.options import (
     one_of,
     open_run,
     output_file,
+    output_option,
 )
 from preflight.errors import DataError, UsageError
 
@@ -40,7 +41,7 @@ def norm_stats(
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text or json.")] = "text",  # noqa: A002
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", metavar="FILE", help="Write the report there.", show_default=False),
+        output_option("Write the report there."),
     ] = None,
     openpi: OpenpiOption = None,
     set_: SetOption = [],  # noqa: B006

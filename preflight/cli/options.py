@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO
 
 import typer
 
 from preflight.config.builtin import DEFAULT_CONFIG
 from preflight.config.project import Project, find_project
 from preflight.errors import UsageError
+from preflight.whole_file import require_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,15 @@ OpenpiOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def output_option(help: str) -> Any:  # noqa: A002
+    """`--output FILE`, of an `Optional[Path]`.
+
+    Args:
+        help: What is written there, and when.
+    """
+    return typer.Option("--output", metavar="FILE", help=help, show_default=False)
 
 
 def open_run(config: str | None, stack: str, assignments: list[str], openpi: Path | None = None) -> tuple[Run, Project]:
@@ -103,21 +113,20 @@ def output_file(path: Path | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
-    refused = "--output {} cannot be written: {}".format
-    existed = path.exists()
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise UsageError(refused(path, error.strerror or error)) from None
+    require_writable("--output", path)
     # Written in one go at the end: what an interrupted command would leave is not taken for its result.
     buffer = io.StringIO()
+    yield buffer
+    write_output(path, buffer.getvalue())
+
+
+def write_output(path: Path, text: str) -> None:
+    """Writes `--output`'s file in one step.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
     try:
-        yield buffer
-    except BaseException:
-        if not existed:
-            path.unlink(missing_ok=True)
-        raise
-    try:
-        path.write_text(buffer.getvalue(), encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
-        raise UsageError(refused(path, error.strerror or error)) from None
+        raise UsageError(f"--output {path} cannot be written: {error.strerror or error}") from None
