@@ -5,19 +5,18 @@ from __future__ import annotations
 from checks.context import CheckContext, visible_gpus, with_settings
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
 
-_KEY = "fsdp_devices"  # openpi's
+_KEY = "fsdp_devices"
 _ONE_PROCESS = "start one process, on one machine; it uses all the GPUs that it sees"
 
 
 def _fsdp(context: CheckContext) -> Outcome:
-    shards = context.run.facts.settings.get(_KEY)
-    if shards is None:
-        return skipped(f"the run has no {_KEY}: every GPU holds the whole state")
+    shards = context.run.facts.fsdp_devices
     target = context.target
     gpus = target.count if target is not None else len(visible_gpus(context))
     whose = f"{gpus} x {target.spec.title}" if target is not None else f"{gpus} visible GPU{'s' * (gpus != 1)}"
     if not gpus:
-        return skipped(f"{_KEY} is {shards}; no GPU is here and --target names none")
+        meaning = ": every GPU would hold the whole state" if shards == 1 else ""
+        return skipped(f"{_KEY} is {shards}{meaning}; no GPU is here and --target names none")
     measured = {_KEY: shards, "gpus": gpus}
     if gpus % shards:
         divisors = [n for n in range(1, gpus + 1) if gpus % n == 0]
@@ -103,7 +102,7 @@ FSDP = Check(
     "are used: 'By default, the training loop will utilize all of your GPUs' (openpi#327), and it must divide their "
     "number, else openpi raises. Which GPUs there are is CUDA_VISIBLE_DEVICES' to say. Sharding makes a run fit, not "
     "fast (openpi#600). Each batch is divided over all of the GPUs whatever fsdp_devices says, so that the batch size "
-    "is config.batch's to judge. Skipped where the run has no such setting.",
+    "is config.batch's to judge. Skipped where there is no GPU to count.",
 )
 
 HOSTS = Check(

@@ -23,7 +23,9 @@ def gpus(count):
 def sharded(shards, count=0, *, target=None, **environ):
     """The healthy run with openpi's setting, on so many GPUs."""
     run = load_run(EXAMPLE, assignments=SOUND)
-    run.facts = dataclasses.replace(run.facts, settings={**run.facts.settings, "fsdp_devices": shards})
+    run.facts = dataclasses.replace(
+        run.facts, fsdp_devices=shards, settings={**run.facts.settings, "fsdp_devices": shards}
+    )
     probes = {"gpus": gpus(count), "environ": environ}
     return context(run=run, probes=probes, target=None if target is None else parse_target(target))
 
@@ -43,7 +45,9 @@ def the_one_that_speaks(checked, id_):
 def test_a_healthy_run_is_silent():
     results = results_of(context())
     assert spoken(results) == set()
-    assert results[FSDP.id].outcome.summary == "the run has no fsdp_devices: every GPU holds the whole state"
+    assert results[FSDP.id].outcome.summary == (
+        "fsdp_devices is 1: every GPU would hold the whole state; no GPU is here and --target names none"
+    )
     assert results[HOSTS.id].outcome.summary.startswith("one process: ")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from preflight.training.metrics import abs_max, abs_mean, global_norm, metrics_line, reduce_interval, tree_distance
+from preflight.training.metrics import abs_max, abs_mean, global_norm, metrics_line, reduce_steps, tree_distance
 
 RNG = np.random.default_rng(0)
 TREE = {"a": RNG.standard_normal((3, 4)).astype(np.float32), "b": {"c": RNG.standard_normal(7).astype(np.float32)}}
@@ -41,17 +41,21 @@ def test_the_ema_distance_is_the_norm_of_the_difference():
 
 
 def test_an_interval_reduces_maxima_by_max_and_minima_by_min():
-    steps = [
-        {"loss": 1.0, "loss_max": 5.0, "loss_min": 0.5, "grad_max": 2.0, "grad_norm": 4.0, "learning_rate": 0.1},
-        {"loss": 3.0, "loss_max": 4.0, "loss_min": 0.7, "grad_max": 9.0, "grad_norm": 6.0, "learning_rate": 0.2},
-    ]
-    assert reduce_interval([{k: jnp.float32(v) for k, v in step.items()} for step in steps]) == pytest.approx(
+    each = {
+        "loss": [1.0, 3.0],
+        "loss_max": [5.0, 4.0],
+        "loss_min": [0.5, 0.7],
+        "grad_max": [2.0, 9.0],
+        "grad_norm": [4.0, 6.0],
+        "learning_rate": [0.1, 0.2],
+    }
+    assert reduce_steps(each) == pytest.approx(
         {"loss": 2.0, "loss_max": 5.0, "loss_min": 0.5, "grad_max": 9.0, "grad_norm": 5.0, "learning_rate": 0.2}
     )
 
 
 def test_a_nan_in_one_step_is_a_nan_of_the_interval():
-    reduced = reduce_interval([{"loss": jnp.nan, "loss_max": jnp.nan}, {"loss": 1.0, "loss_max": 1.0}])
+    reduced = reduce_steps({"loss": [np.nan, 1.0], "loss_max": [np.nan, 1.0]})
     assert np.isnan(reduced["loss"])
     assert np.isnan(reduced["loss_max"])
 
