@@ -117,6 +117,10 @@ class Unpicklable(Numbers):
         super().__init__()
         self.function = lambda: None
 
+    def __getitem__(self, index):
+        self.function()
+        return super().__getitem__(index)
+
 
 class Together(Numbers):
     """Gives the samples of a batch together, in torch's convention, and tells how many there were."""

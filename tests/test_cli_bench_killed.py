@@ -1,9 +1,12 @@
-"""`preflight bench-loader` whose worker is killed from outside: what it says, keeps and leaves."""
+"""`preflight bench-loader` that is killed, or whose worker is, from outside: what it says, keeps and leaves."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
+import time
 
 import psutil
 from command import EXAMPLE, PREFLIGHT, environment, wait_until
@@ -46,3 +49,63 @@ def test_a_killed_worker_is_named_and_what_was_measured_is_kept(tmp_path):
     assert (left["complete"], left["points"][0]["num_workers"]) == (False, 1)
     assert os.listdir(tmp_path) == ["b.json"]
     assert psutil.wait_procs(family, timeout=15)[1] == []
+
+
+def alive_of(session):
+    """Processes of a session, those whose parent is gone among them."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def in_shared_memory():
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+def test_killed_at_any_moment_it_leaves_no_process_and_no_file(tmp_path):
+    """From before its imports to after its last batch; several at once, to make every moment last longer."""
+    moments = random.Random(4)
+    words = ["bench-loader", EXAMPLE, "--workers", "1,2", "--max-seconds", "2", "--set", "batch_size=2"]
+    kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT] * 3 + [signal.SIGKILL]
+    before = in_shared_memory()
+    for wave in (kills[:5], kills[5:]):
+        runs = []
+        for number, how in enumerate(wave):
+            folder = tmp_path / str(number)
+            (folder / "tmp").mkdir(parents=True)
+            process = subprocess.Popen(
+                [PREFLIGHT, *words],
+                cwd=folder,
+                env=environment(TMPDIR=str(folder / "tmp")),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            runs.append((moments.uniform(0.0, 6.0), how, process, folder))
+        began = time.monotonic()
+        try:
+            for moment, how, process, folder in sorted(runs, key=lambda run: run[0]):
+                time.sleep(max(0.0, began + moment - time.monotonic()))
+                process.send_signal(how)
+                _, said = process.communicate(timeout=60)
+                where = f"{how.name} after {moment:.2f} s: {said}"
+                # Before Python has put its handlers in place, a signal ends it as it ends any process.
+                assert process.returncode in (0, -how, 130 if how == signal.SIGINT else 128 + how), where
+                wait_until(lambda session=process.pid: not alive_of(session))
+                assert [path for path in folder.rglob("*") if path.is_file()] == [], where
+                assert list((folder / "tmp").iterdir()) == [], where
+        finally:
+            for _, _, process, _ in runs:
+                process.kill()
+                process.communicate()
+        for run in runs:
+            (run[3] / "tmp").rmdir()
+            run[3].rmdir()
+    # Others who run on this machine come and go: what came meanwhile must be gone soon.
+    came = in_shared_memory() - before
+    wait_until(lambda: not came & in_shared_memory())

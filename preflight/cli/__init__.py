@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from preflight.cli.process_end import end_process
 from preflight.cli.stdout import open_stdout
 from preflight.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, PreflightError
 
@@ -36,7 +36,7 @@ def main() -> NoReturn:
     if stdout.lost is not None:
         _complain(f"preflight: the output could not be written: {stdout.lost.strerror}")
         code = code or EXIT_INTERNAL
-    _end(code)
+    end_process(code)
 
 
 def _run() -> int:
@@ -61,27 +61,3 @@ def _run() -> int:
 def _complain(text: str) -> None:
     with suppress(OSError, AttributeError):  # stderr may be closed, or None
         print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _end(code: int) -> NoReturn:
-    """Ends the process, with the processes that it started.
-
-    Where threads or processes were started, they are not waited for: a check that was given up on, or wandb's service
-    without a network, would keep the process for ever. All that is to be kept has been written by now.
-    """
-    if sys.modules.keys().isdisjoint({"multiprocessing.forkserver", "wandb", "jax"}):
-        sys.exit(code)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import psutil
-
-    with suppress(Exception):
-        # The worker server and its socket's folder; what the interpreter would do at its end.
-        from multiprocessing import util
-
-        util._run_finalizers()  # type: ignore[attr-defined]
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            child.kill()
-    with suppress(OSError, AttributeError):
-        sys.stderr.flush()
-    os._exit(code)

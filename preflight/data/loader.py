@@ -13,8 +13,10 @@ from preflight.data.batch_reading import OnBadSample, ReadBatch, ReadingRules, S
 from preflight.data.batch_seeds import own_random_state, seed_batch
 from preflight.data.collate import unpack
 from preflight.data.sampler import order_of
+from preflight.data.worker_fork import StartMethod, fork_hazard
 from preflight.data.worker_pool import WorkerPool
 from preflight.data.worker_server import start_worker_server
+from preflight.data.worker_stacks import WorkerStack
 from preflight.errors import DataError, UsageError
 
 __all__ = ["BatchLoader", "start_worker_server"]
@@ -54,6 +56,9 @@ class BatchLoader:
             (index + 1, after the last one the first), with a warning that names the bad one.
         max_skipped: How many different samples may be skipped, by this loader; a resumed run counts anew.
         warn: Told of restarted workers, skipped samples and batches that do not go through shared memory.
+        start_method: "forkserver" starts workers as forks of a server that holds nothing but imports, and sends them
+            the dataset; "fork" as forks of this process, which takes any dataset. It is refused where it is not safe:
+            once JAX, CUDA or a thread has started.
 
     Raises:
         UsageError: if the dataset has no full batch, an argument is impossible, or the dataset cannot be pickled.
@@ -75,6 +80,7 @@ class BatchLoader:
         on_bad_sample: OnBadSample = "raise",
         max_skipped: int = 100,
         warn: Callable[[str], None] = logger.warning,
+        start_method: StartMethod = "forkserver",
     ) -> None:
         for name, value, least in (
             ("num_workers", num_workers, 0),
@@ -87,6 +93,7 @@ class BatchLoader:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
         if on_bad_sample not in ("raise", "skip"):
             raise UsageError(f"on_bad_sample must be raise or skip, got {on_bad_sample}")
+        _require_start(start_method, num_workers)
         self._closed = False
         self._dataset = dataset
         self._seed = seed
@@ -109,6 +116,7 @@ class BatchLoader:
                 timeout_s=timeout_s,
                 max_restarts=max_worker_restarts,
                 warn=warn,
+                start_method=start_method,
             )
 
     @property
@@ -119,6 +127,13 @@ class BatchLoader:
     def worker_pids(self) -> tuple[int, ...]:
         """Gives the workers' process ids; none with 0 workers or after `close`."""
         return () if self._pool is None else self._pool.pids
+
+    def worker_stacks(self) -> list[WorkerStack]:
+        """Tells where the workers are in their code, whatever they are stuck in; may be asked from another thread.
+
+        Takes a second for each of the first three that do not answer.
+        """
+        return [] if self._pool is None else self._pool.where()
 
     def __iter__(self) -> Self:
         return self
@@ -180,4 +195,14 @@ class BatchLoader:
         self._warn(
             f"sample {skipped.index} cannot be loaded and is skipped ({len(self._skipped)} of at most {most}); "
             f"sample {skipped.replacement} takes its place: {skipped.message}"
+        )
+
+
+def _require_start(method: str, num_workers: int) -> None:
+    if method not in ("forkserver", "fork"):
+        raise UsageError(f"start_method must be forkserver or fork, got {method}")
+    if method == "fork" and num_workers and (hazard := fork_hazard()) is not None:
+        raise UsageError(
+            f"workers cannot be forked from this process: {hazard}",
+            "Use start_method='forkserver', or make the loader before anything else has started.",
         )

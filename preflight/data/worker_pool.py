@@ -22,6 +22,7 @@ from preflight.data.shared_array import SharedArray
 from preflight.data.slots import Slot, Slots
 from preflight.data.worker import NOT_BEGUN, Answer, Task
 from preflight.data.worker_deaths import death
+from preflight.data.worker_fork import StartMethod, fork_hazard
 from preflight.data.worker_process import Order, WorkerProcess, end_workers, start_failures, start_worker
 from preflight.data.worker_server import renew_worker_server, start_worker_server
 from preflight.errors import PreflightError
@@ -53,6 +54,7 @@ class WorkerPool:
         timeout_s: How long to wait for a batch, in seconds.
         max_restarts: How many workers may die and be replaced.
         warn: Told of each restart, and of batches that cannot go through shared memory.
+        start_method: Of the workers.
 
     Raises:
         UsageError: if the dataset cannot be pickled.
@@ -72,10 +74,11 @@ class WorkerPool:
         timeout_s: float,
         max_restarts: int,
         warn: Callable[[str], None],
+        start_method: StartMethod = "forkserver",
     ) -> None:
         self._dataset, self._order, self._rules, self._seed = dataset, order, rules, seed
         self._timeout_s, self._max_restarts, self._warn = timeout_s, max_restarts, warn
-        self._prefetch_factor = prefetch_factor
+        self._prefetch_factor, self._start_method = prefetch_factor, start_method
         self._most_under_way = num_workers * prefetch_factor
         self._given = self._next = start_batch  # the next batch to hand out, and to receive
         self._arrived: dict[int, tuple[ReadBatch, Slot | None] | SampleFailure] = {}
@@ -91,7 +94,8 @@ class WorkerPool:
         open_ends = [self._selector, self._stacks, self._tell]
         self._end = weakref.finalize(self, end_workers, self._workers, open_ends, os.getpid())
         # What uses torch has it loaded here, too; nothing else shall pay for it.
-        start_worker_server(("torch", "torch.utils.data") if "torch" in sys.modules else ())
+        if start_method == "forkserver":
+            start_worker_server(("torch", "torch.utils.data") if "torch" in sys.modules else ())
         try:
             for number in range(num_workers):
                 self._workers.append(self._start(number, num_workers))
@@ -104,6 +108,10 @@ class WorkerPool:
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers; none after `close`."""
         return tuple(worker.process.pid for worker in self._workers)
+
+    def where(self) -> list[worker_stacks.WorkerStack]:
+        """Tells where the workers are in their code, whatever they are stuck in."""
+        return worker_stacks.ask(self.pids, self._stacks.fileno())
 
     def close(self) -> None:
         """Ends all workers, whatever they are doing; batches already given out stay valid."""
@@ -171,6 +179,8 @@ class WorkerPool:
         events = self._selector.select(wait_s)
         for key, _ in events:
             worker: WorkerProcess = key.data
+            if worker.pipe.closed:
+                continue  # its death came first, and it has been replaced
             self._take_answers(worker)
             if key.fileobj == worker.process.sentinel:
                 self._replace(worker)
@@ -223,9 +233,12 @@ class WorkerPool:
         self._dead = error  # until another one works in its place
         if self._restarts == self._max_restarts:
             raise error
+        if self._start_method == "fork" and (hazard := fork_hazard()) is not None:
+            raise PreflightError(f"{error.message}; none can be forked in its place now: {hazard}", error.hint)
         self._restarts += 1
         self._warn(f"{error.message}; restarting it ({self._restarts} of {self._max_restarts} restarts)")
-        renew_worker_server()
+        if self._start_method == "forkserver":
+            renew_worker_server()
         successor = self._start(worker.number, len(self._workers))
         self._workers[worker.number] = successor
         for order in worker.orders.values():
@@ -244,7 +257,10 @@ class WorkerPool:
     def _start(self, number: int, num_workers: int) -> WorkerProcess:
         self._places.array[number] = NOT_BEGUN
         begin = (number, num_workers, self._dataset, self._rules, self._seed)
-        worker = start_worker(number, self._dataset, begin, (self._tell, self._places))
+        others = [worker for worker in self._workers if worker.number != number]
+        worker = start_worker(
+            number, self._dataset, begin, (self._tell, self._places), start_method=self._start_method, others=others
+        )
         for end in worker.ends:
             self._selector.register(end, selectors.EVENT_READ, worker)
         return worker

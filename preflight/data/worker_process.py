@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from preflight.data.pickling import unpicklable_part
 from preflight.data.slots import Slot
 from preflight.data.worker import serve_batches
+from preflight.data.worker_fork import StartMethod, fork_hazard, serve_forked
 from preflight.errors import PreflightError, UsageError
 
 # How long workers may take to finish their batch before they are killed.
@@ -49,7 +50,15 @@ class WorkerProcess:
         return self.pipe, self.process.sentinel
 
 
-def start_worker(number: int, dataset: Any, first: tuple[Any, ...], last: tuple[Any, ...]) -> WorkerProcess:
+def start_worker(
+    number: int,
+    dataset: Any,
+    first: tuple[Any, ...],
+    last: tuple[Any, ...],
+    *,
+    start_method: StartMethod = "forkserver",
+    others: Sequence[WorkerProcess] = (),
+) -> WorkerProcess:
     """Starts a process that serves batches.
 
     Args:
@@ -57,6 +66,8 @@ def start_worker(number: int, dataset: Any, first: tuple[Any, ...], last: tuple[
         dataset: What it reads, for messages.
         first: Arguments of `serve_batches` before the pipe.
         last: Those after it.
+        start_method: "fork" makes it a fork of this process.
+        others: Workers that live, whose pipes a fork would keep open.
 
     Raises:
         UsageError: if the dataset cannot be pickled.
@@ -64,9 +75,12 @@ def start_worker(number: int, dataset: Any, first: tuple[Any, ...], last: tuple[
     """
     with start_failures(dataset):
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("forkserver").Process(
-            target=serve_batches, args=(*first, theirs, *last), name=f"loader-worker-{number}", daemon=True
-        )
+        target: Callable[..., None] = serve_batches
+        arguments: tuple[Any, ...] = (*first, theirs, *last)
+        if start_method == "fork":
+            target, arguments = serve_forked, ([ours, *(other.pipe for other in others)], *arguments)
+        context: Any = multiprocessing.get_context(start_method)
+        process = context.Process(target=target, args=arguments, name=f"loader-worker-{number}", daemon=True)
         with theirs:
             try:
                 process.start()
@@ -101,6 +115,12 @@ def end_workers(workers: list[WorkerProcess], open_ends: list[Any], owner: int) 
         end.close()
 
 
+def _without_a_copy() -> str:
+    if (hazard := fork_hazard()) is not None:
+        return f"Or use num_workers = 0, which needs no copy of it; a fork is not safe here ({hazard})."
+    return "Or use num_workers = 0, or start_method='fork', safe here until JAX or a thread starts: no copy is needed."
+
+
 @contextlib.contextmanager
 def start_failures(dataset: Any) -> Iterator[None]:
     """Says what keeps workers from being started."""
@@ -112,7 +132,7 @@ def start_failures(dataset: Any) -> Iterator[None]:
         raise UsageError(
             f"the dataset cannot be sent to loader workers: {named}{error}",
             "Define its class at the top of a module; make open files, locks and connections in __getitem__, "
-            "in the worker, or leave them out in __getstate__. Or use num_workers = 0, which needs no copy of it.",
+            f"in the worker, or leave them out in __getstate__. {_without_a_copy()}",
         ) from error
     except (EOFError, OSError) as error:
         files = "Too many open files" in str(error)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.util
 import os
 from collections.abc import Iterator, Sequence
 
-from preflight.data.worker import WORKER_MODULES
+from preflight.data.worker import SOCKET_FOLDER, WORKER_MODULES
 
 # What the server was last asked to import; asked for again when one that died has to be replaced.
 _asked: list[str] = []
@@ -35,6 +36,8 @@ def start_worker_server(modules: Sequence[str] = ()) -> None:
             # Transforms that use jax would each take hundreds of MiB of the GPU (grain#820).
             ("JAX_PLATFORMS", "cpu"),
             (WORKER_MODULES, ",".join(modules)),
+            # multiprocessing removes it when this process ends; if that is killed, the server does.
+            (SOCKET_FOLDER, f"{os.getpid()}:{multiprocessing.util.get_temp_dir()}"),
         ):
             environment.enter_context(_environment(name, value))
         multiprocessing.forkserver.ensure_running()
