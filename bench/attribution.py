@@ -1,7 +1,8 @@
 """What a sample's time goes into: decoding, transforming, collating, and the parent's receiving.
 
 Two short passes, each with one worker and nothing beside it. In the first the worker times every stage of every sample
-it makes, and collates a batch into shared memory now and then. In the second its batches are ready before they are
+it makes, or of every batch where the dataset makes a batch's samples together (one pass through a video, say), and
+collates a batch into shared memory now and then. In the second its batches are ready before they are
 asked for, and the parent's time for taking one is what a batch's way through the parent costs: the one part of loading
 that no further worker makes faster.
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.timed_dataset import CycledDataset, TimedDataset, stages_of
+from bench.timed_dataset import CycledDataset, TimedDataset, reads_together, stages_of
 from preflight.data.loader import BatchLoader
 
 # Long enough for some hundred samples of a camera, short enough to be spent on every benchmark.
@@ -103,12 +104,13 @@ def attribute(
     """Times the stages of loading.
 
     Args:
-        dataset: Any map-style dataset; a `preflight.runs.protocol.StagedDataset` has its own stages told apart.
+        dataset: Any map-style dataset; a `preflight.runs.protocol.StagedDataset` or `BatchStagedDataset` has its own
+            stages told apart.
         batch_size: Samples in a batch.
         num_workers: 0 makes the samples in this process, for a dataset that cannot be sent to a worker.
         seed: Of the order of samples.
         start_sample: How many of that order were read before.
-        seconds: For the first pass; a sample that takes longer is waited for.
+        seconds: For the first pass; a sample that takes longer is waited for, or two batches that are made together.
         loader: Makes a loader; for ``BatchLoader``'s arguments.
 
     Raises:
@@ -119,7 +121,8 @@ def attribute(
     rows = _time_samples(dataset, batch_size, min(1, num_workers), seed, start_sample, seconds, loader)
     costs = [_mean(rows[:, number]) for number in range(rows.shape[1])]
     stages = [_stage(name, cost, "worker") for name, cost in zip([*names, COLLATE], costs, strict=True)]
-    how = f"{len(rows)} samples made by one process alone, each stage timed"
+    together = f" in batches of {batch_size}" if reads_together(dataset) else ""
+    how = f"{len(rows)} samples made{together} by one process alone, each stage timed"
     if num_workers:
         cost = _time_transfer(dataset, batch_size, seed, batch_size * stages[-1].wall_s, loader)
         stages.append(_stage(TRANSFER, cost, "parent"))
@@ -138,14 +141,16 @@ def _time_samples(
 ) -> np.ndarray:
     timed = TimedDataset(dataset, batch_size, shared=num_workers > 0)
     rows: list[np.ndarray] = []
-    with loader(timed, batch_size=1, num_workers=num_workers, seed=seed, start_batch=start_sample) as items:
+    size = batch_size if reads_together(dataset) else 1
+    with loader(timed, batch_size=size, num_workers=num_workers, seed=seed, start_batch=start_sample // size) as items:
         began = time.perf_counter()
         warm: int | None = None
         for item in items:
             if not rows:
-                began = time.perf_counter()
+                # The making of the first ones counts as warm-up; the start of the worker does not.
+                began = time.perf_counter() - size * float(np.nansum(item[0, :-1, 0]))
             # A copy: a view would keep the batch's shared memory, and with it a file descriptor a sample.
-            rows.append(np.array(item)[0])
+            rows.extend(np.array(item))
             elapsed = time.perf_counter() - began
             if warm is None and elapsed >= min(_WARM_UP_S, seconds / 4):
                 warm = len(rows)

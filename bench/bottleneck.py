@@ -29,7 +29,11 @@ _ADVICE: dict[str, tuple[str, ...]] = {
     "decode": (
         _REENCODE,
         "Leave out cameras that the model does not see",
-        "Store decoded frames at the model's size (dtype image, or a cache) where the disk has room",
+        "Store decoded frames at the model's size (dtype image) where the disk has room",
+    ),
+    "read": (
+        "Put the frame cache on a local NVMe disk (data.cache_dir), or into memory (data.cache=memory)",
+        "More CPU cores; kept frames are copied, not decoded",
     ),
     "transform": (
         "Do once for all samples what does not change between epochs: store pictures at the model's size",
@@ -69,6 +73,7 @@ class Bottleneck:
     name: str  # a key of _ADVICE, or a stage that the dataset itself named
     sentence: str
     advice: tuple[str, ...]  # the most promising first
+    cache: str | None = None  # of it, the one to keep decoded frames
 
     def __str__(self) -> str:
         return f"{self.name}. {self.sentence} {self.advice[0]}."
@@ -80,6 +85,7 @@ def bottleneck(
     *,
     usable_cpus: float,
     mount: Mount | None = None,
+    cache: str | None = None,
 ) -> Bottleneck:
     """Names what limits the fastest point with workers, or loading in the process where that alone was measured.
 
@@ -97,6 +103,7 @@ def bottleneck(
         attribution: Of the same dataset.
         usable_cpus: Of this process.
         mount: The file system of the dataset, where known.
+        cache: What `bench.cache_offer` says; it is advised where decoding limits.
     """
     with_workers = [point for point in points if point.num_workers > 0]
     point = max(with_workers or points, key=lambda point: point.samples_per_s.median)
@@ -109,19 +116,27 @@ def bottleneck(
         return _waiting(point, waiting, mount)
     starved = _starved(point, usable_cpus)
     name = "cpu" if stage.name == "sample" and starved else stage.name
-    what = {"decode": "Reading and decoding frames", "sample": "Making samples", COLLATE: "Collating"}
+    what = {
+        "decode": "Reading and decoding frames",
+        "read": "Reading kept frames",
+        "sample": "Making samples",
+        COLLATE: "Collating",
+    }
     sentence = (
         f"{what.get(stage.name, f'The stage {stage.name!r}')} takes {stage.cpu_s / cpu_s:.0%} of the CPU time of a "
         f"sample ({_milliseconds(stage.cpu_s)} of {_milliseconds(cpu_s)})"
     )
     advice = _ADVICE.get(name, _ADVICE["transform"])
+    offered = cache if name == "decode" else None
+    if offered is not None:
+        advice = (offered, *advice)
     if starved:
         sentence += f", and {_all_cpus(point, usable_cpus)}."
     else:
         sentence += "."
         if point.num_workers < int(usable_cpus):
             advice = (_more_workers(point, usable_cpus), *advice)
-    return Bottleneck(name=name, sentence=sentence, advice=advice)
+    return Bottleneck(name=name, sentence=sentence, advice=advice, cache=offered)
 
 
 def _parent_share(point: PointResult, attribution: Attribution) -> float:

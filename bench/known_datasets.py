@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -114,3 +115,24 @@ class Staged(Latency):
 
     def _transform(self, index: int) -> dict[str, np.ndarray]:
         return Busy(self.transform_s)[index]
+
+
+class StagedTogether(Staged):
+    """A batch's samples are decoded together in the time that one alone takes, as those of one pass through a video."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        return self._transform_all(self._decode_all(indices))
+
+    def batch_stages(self) -> tuple[tuple[str, object], ...]:
+        """The stages of a batch, for `bench.timed_dataset`."""
+        return ("decode", self._decode_all), ("transform", self._transform_all)
+
+    def _decode_all(self, indices: Sequence[int]) -> Sequence[int]:
+        self._decode(indices[0])
+        return indices
+
+    def _transform_all(self, decoded: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        return [self._transform(index) for index in decoded]

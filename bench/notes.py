@@ -23,6 +23,9 @@ def notes(result: SweepResult) -> list[str]:
         lines.append(f"Stages, samples/s of one worker: {result.attribution}.")
     if result.bottleneck is not None:
         lines.append(f"Bottleneck: {result.bottleneck}")
+        offered = result.bottleneck.cache
+        if offered is not None and offered != result.bottleneck.advice[0]:
+            lines.append(f"{offered}.")
     lines += [line for line in (_limit(result), _pickled(result), _devices(result)) if line]
     lines += [line for line in (_page_cache(result), _disk(result), _consumer(result)) if line]
     return [*lines, *_growing(result)]

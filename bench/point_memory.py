@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.loader_slice import LoaderSlice
-from bench.memory_growth import growth, watched_s
 from bench.memory_watch import MemorySample
+from preflight.telemetry.growth import growth, watched_s
 
 MIB = float(1 << 20)
 

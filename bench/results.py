@@ -16,11 +16,12 @@ from bench.worker_limits import WorkerLimits, size_text
 
 if TYPE_CHECKING:
     from bench.memory_outlook import Outlook
+    from preflight.data.worker_fork import StartMethod
 
 SCHEMA_VERSION = 1
 MIB = float(1 << 20)
-# How the loader starts its workers (preflight.data.loader).
-START_METHOD = "forkserver"
+# How the loader starts its workers (preflight.data.loader), unless it is told otherwise.
+START_METHOD: StartMethod = "forkserver"
 
 
 @dataclass(frozen=True, kw_only=True)

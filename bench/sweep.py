@@ -27,14 +27,14 @@ import numpy as np
 
 from bench.attribution import Attribution, attribute
 from bench.bottleneck import Bottleneck, bottleneck
+from bench.cache_offer import cache_offer
 from bench.decision import decide
 from bench.disk import mount_of_files
 from bench.loader_slice import Loader, LoaderSlice, batch_nbytes, measure_slice
-from bench.memory_growth import LASTING_S, MIN_GROWTH_S
 from bench.memory_watch import sample_memory
 from bench.page_cache import PageCache, drop, resident_share, total_bytes
 from bench.point_memory import memory_fields
-from bench.results import MIB, MemoryBudget, PointResult, SweepResult
+from bench.results import MIB, START_METHOD, MemoryBudget, PointResult, SweepResult
 from bench.statistics import (
     MIN_RESAMPLED,
     TARGET_RELATIVE_HALF_WIDTH,
@@ -47,9 +47,11 @@ from bench.worker_limits import WorkerLimits, limits_here
 from bench.workers_argument import check_workers
 from preflight.data.loader import BatchLoader
 from preflight.data.pickling import pickled_bytes
+from preflight.data.worker_fork import StartMethod
 from preflight.errors import PreflightError, UsageError
 from preflight.telemetry.cpus import usable_cpus
 from preflight.telemetry.environment import environment
+from preflight.telemetry.growth import LASTING_S, MIN_GROWTH_S
 from preflight.telemetry.memory import available_memory
 
 # A slice that ends early has lasted for its share of the time that growth is watched for, and for what is lost at its
@@ -72,6 +74,7 @@ def sweep(
     demand_source: str | None = None,
     on_point: Callable[[PointResult], None] | None = None,
     loader: LoaderFactory = BatchLoader,
+    start_method: StartMethod = START_METHOD,
     config: str | None = None,
     stack: str | None = None,
     files: Sequence[Path] = (),
@@ -94,6 +97,7 @@ def sweep(
         on_point: Called with a point's figures so far after each of its slices; what it was given is what remains when
             the sweep is interrupted or the dataset fails.
         loader: Makes a loader; for ``BatchLoader``'s arguments.
+        start_method: Of its workers: "fork" takes a dataset that cannot be pickled, where a fork is safe.
         config: Name for the result.
         stack: Likewise.
         files: What the dataset reads its samples from, for the page cache's state and the file system's kind; of a
@@ -113,6 +117,8 @@ def sweep(
     if cold and not files:
         raise UsageError("The dataset's files are not known, so they cannot be dropped from the page cache.")
     _check_sizes(dataset, batch_size, max_seconds, rounds, demand_samples_per_s)
+    if start_method != START_METHOD:
+        loader = partial(loader, start_method=start_method)
 
     batches_read = 0
 
@@ -205,7 +211,13 @@ def sweep(
             seconds=attribution_s,
             loader=loader,
         )
-        limit = bottleneck(ordered, found, usable_cpus=usable_cpus().count, mount=mount_of_files(files))
+        limit = bottleneck(
+            ordered,
+            found,
+            usable_cpus=usable_cpus().count,
+            mount=mount_of_files(files),
+            cache=cache_offer(dataset, found),
+        )
     return SweepResult(
         batch_size=batch_size,
         environment=environment(),
@@ -217,6 +229,7 @@ def sweep(
         reason=reason,
         config=config,
         stack=stack,
+        start_method=start_method,
         not_measured=not_measured,
         attribution=found,
         bottleneck=limit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,34 @@ from jaxtyping import Float64
 from bench.cpu_time import Clocks
 from preflight.data.batch_reading import SampleFailure, read_batch
 
-# Samples that a batch is made of to time its collating; it takes them in turn, so that few are held and soon there.
+# Of samples that are made one by one, those that a batch is made of to time its collating; it takes them in turn, so
+# that few are held and soon there.
 _KEPT = 8
 _CYCLED_S = 1.0
 
+Stages = tuple[tuple[str, Callable[[Any], Any]], ...]
 
-def stages_of(dataset: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """The stages of a `preflight.runs.protocol.StagedDataset`; of any other dataset one, "sample"."""
-    offered = getattr(dataset, "sample_stages", None)
-    return tuple(offered()) if callable(offered) else (("sample", dataset.__getitem__),)
+
+def reads_together(dataset: Any) -> bool:
+    """Whether a loader asks a dataset for the samples of a batch together."""
+    return callable(getattr(dataset, "__getitems__", None))
+
+
+def stages_of(dataset: Any) -> Stages:
+    """The stages that a dataset offers (`preflight.runs.protocol`), else one, "sample".
+
+    Returns:
+        Of a dataset that reads together, a batch's: from its indices to its samples. Of any other, a sample's.
+    """
+    together = reads_together(dataset)
+    offered = getattr(dataset, "batch_stages" if together else "sample_stages", None)
+    if callable(offered):
+        return tuple(offered())
+    return (("sample", dataset.__getitems__ if together else dataset.__getitem__),)
 
 
 class TimedDataset:
-    """Its item is not the sample but what making it took.
+    """Its item is not the sample but what making it took; where a batch is made together, an equal share of that.
 
     Args:
         dataset: To be timed.
@@ -34,6 +49,7 @@ class TimedDataset:
 
     def __init__(self, dataset: Any, batch_size: int, *, shared: bool) -> None:
         self._dataset = dataset
+        self._together = reads_together(dataset)
         self._batch_size = batch_size
         self._shared = shared
         self._made = 0
@@ -43,6 +59,11 @@ class TimedDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def batch_order(self, batch_size: int, seed: int) -> Callable[[int], np.ndarray] | None:
+        """The dataset's own order, where it has one: which samples a batch holds decides what it costs."""
+        own = getattr(self._dataset, "batch_order", None)
+        return own(batch_size, seed) if own else None
+
     def __getitem__(self, index: int) -> Float64[np.ndarray, "stages_and_collate 3"]:
         """Makes a sample, and from time to time a batch.
 
@@ -50,17 +71,25 @@ class TimedDataset:
             A row for each stage and one for collating, a sample's share of it: wall time, CPU time and time in line
             for a CPU, in seconds; not a number where it was not done this time.
         """
+        return self._timed([index] if self._together else index, 1)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Float64[np.ndarray, "stages_and_collate 3"]]:
+        """Makes samples as the dataset would for a loader, and tells of each as `__getitem__` does."""
+        if not self._together:
+            return [self[index] for index in indices]
+        return [self._timed(indices, len(indices))] * len(indices)
+
+    def _timed(self, value: Any, number: int) -> np.ndarray:
         clocks = Clocks()
         rows = []
-        value: Any = index
         for _, stage in stages_of(self._dataset):
             clocks.start()
             value = stage(value)
-            rows.append(clocks.stop())
-        self._kept = [*self._kept[-(_KEPT - 1) :], value]
-        self._made += 1
+            rows.append(np.asarray(clocks.stop()) / number)
+        self._kept = [*self._kept, *(value if self._together else [value])][-max(_KEPT, number) :]
+        self._made += number
         collated = np.full(3, np.nan)
-        if self._made == 2 or self._made % _KEPT == 0:
+        if number > 1 or self._made == 2 or self._made % _KEPT == 0:
             clocks.start()
             self._collate()
             collated = np.asarray(clocks.stop()) / self._batch_size

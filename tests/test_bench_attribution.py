@@ -15,7 +15,7 @@ from bench.attribution import Attribution, Stage, attribute
 from bench.bottleneck import Bottleneck, bottleneck
 from bench.cpu_time import iowait_seconds, queued_seconds
 from bench.disk import Mount
-from bench.known_datasets import Busy, FailsAt, Latency, Staged
+from bench.known_datasets import Busy, FailsAt, Latency, Staged, StagedTogether
 from bench.notes import notes
 from bench.results import PointResult
 from bench.statistics import Estimate
@@ -46,6 +46,34 @@ def test_stages_have_the_shares_that_the_dataset_gives_them() -> None:
     assert stages["collate"].cpu_s < stages["transform"].cpu_s
     for stage in found.stages:
         assert 0 <= stage.waited_s <= stage.wall_s
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_decoded_together_is_timed_together(workers: int) -> None:
+    dataset = StagedTogether(decode_s=0.02, transform_s=0.001)
+    found = attribute(dataset, batch_size=8, num_workers=workers, seconds=0.4)
+    stages = costs(found)
+    assert stages["decode"].cpu_s == pytest.approx(0.02 / 8, rel=0.2)
+    assert stages["transform"].cpu_s == pytest.approx(0.001, rel=0.3)
+    assert found.num_samples % 8 == 0
+    assert found.how.startswith(f"{found.num_samples} samples made in batches of 8 by one process alone")
+
+
+class Windowed(StagedTogether):
+    """Its order is its own, and other samples cannot be read."""
+
+    def batch_order(self, batch_size: int, seed: int) -> Any:
+        return lambda batch: np.arange(batch_size) + 100
+
+    def _decode(self, index: int) -> int:
+        if index != 100:
+            raise ValueError(f"{index} was not asked for")
+        return index
+
+
+def test_batches_are_timed_in_the_datasets_own_order() -> None:
+    found = attribute(Windowed(decode_s=0.0, transform_s=0.001), batch_size=8, num_workers=0, seconds=0.1)
+    assert costs(found)["transform"].cpu_s == pytest.approx(0.001, rel=0.3)
 
 
 def test_waiting_is_told_from_computing() -> None:
@@ -241,15 +269,15 @@ def test_the_fastest_point_with_workers_is_judged() -> None:
 
 def test_the_stages_of_a_recording_are_told_apart() -> None:
     samples = context().run.dataset()
-    names = [name for name, _ in samples.sample_stages()]
+    names = [name for name, _ in samples.batch_stages()]
     assert names == ["decode", "transform"]
-    value: Any = 7
-    for _, stage in samples.sample_stages():
+    value: Any = [7, 300]
+    for _, stage in samples.batch_stages():
         value = stage(value)
-    expected = samples[7]
-    assert value.keys() == expected.keys()
-    for slot, picture in expected["image"].items():
-        np.testing.assert_array_equal(value["image"][slot], picture)
-    np.testing.assert_array_equal(value["actions"], expected["actions"])
+    for sample, expected in zip(value, (samples[7], samples[300]), strict=True):
+        assert sample.keys() == expected.keys()
+        for slot, picture in expected["image"].items():
+            np.testing.assert_array_equal(sample["image"][slot], picture)
+        np.testing.assert_array_equal(sample["actions"], expected["actions"])
     found = costs(attribute(samples, batch_size=4, num_workers=0, seconds=0.5))
     assert found["decode"].cpu_s > found["transform"].cpu_s

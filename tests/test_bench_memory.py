@@ -13,7 +13,6 @@ import bench
 from bench.decision import decide
 from bench.known_datasets import Holding, Latency
 from bench.loader_slice import batch_nbytes
-from bench.memory_growth import LASTING_S, MIN_GROWTH_S, growth, student_quantile
 from bench.memory_outlook import outlook
 from bench.notes import growth_text, notes
 from bench.results import MemoryBudget
@@ -22,6 +21,7 @@ from preflight.data.loader import BatchLoader
 from preflight.data.pickling import COUNTED_BYTES, pickled_bytes, unpicklable_part
 from preflight.errors import PreflightError
 from preflight.telemetry.descriptors import open_descriptors
+from preflight.telemetry.growth import LASTING_S, MIN_GROWTH_S, growth, student_quantile
 from preflight.telemetry.worker_jax import has_gpu, has_jax
 
 MIB = 1 << 20

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from bench.memory_growth import growth
 from bench.memory_watch import MemoryWatch, sample_memory
+from preflight.telemetry.growth import growth
 from preflight.telemetry.memory import process_memory
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="no PSS here")

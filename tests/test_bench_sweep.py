@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import jsonschema
+import loader_datasets
 import psutil
 import pytest
 
@@ -16,7 +17,7 @@ from bench.known_datasets import MIB, Busy, FailsAt, Holding, Latency
 from bench.table import render_table
 from bench.workers_argument import CAP_AT_LEAST
 from preflight.data.loader import BatchLoader
-from preflight.errors import DataError, UsageError
+from preflight.errors import DataError, PreflightError, UsageError
 from preflight.telemetry.memory import MemoryLimit
 
 SCHEMA = json.loads(resources.files("bench").joinpath("bench_loader.schema.json").read_text())
@@ -165,6 +166,23 @@ def test_arguments_that_make_no_sense(arguments: dict[str, object], message: str
 def test_a_sample_that_fails_ends_the_sweep_and_its_workers(workers: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="frame 3 is torn"):
         bench.sweep(FailsAt(3, length=16), batch_size=8, workers=workers, max_seconds=0.8, rounds=1)
+    assert children() == set()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "message"),
+    [
+        (loader_datasets.OddShape(), DataError, r"sample 7: x is float64\[4\], but float64\[3\] in sample "),
+        (loader_datasets.Strings(), DataError, r"sample \d+: task holds str, not numbers"),
+        (loader_datasets.Unpicklable(), UsageError, r"its attribute function \(function\): "),
+        (loader_datasets.Suicidal(), PreflightError, r"worker 0 of 1 \(pid \d+\) was killed by SIGKILL"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, loader_datasets.Numbers) else "",
+)
+def test_samples_that_make_no_batch_are_named(dataset: object, kind: type[PreflightError], message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        bench.sweep(dataset, batch_size=40, workers=(1,), max_seconds=0.8, rounds=1)
+    assert caught.value.exit_code == (2 if kind is UsageError else 3)
     assert children() == set()
 
 
