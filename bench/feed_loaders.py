@@ -54,6 +54,9 @@ def ours(setting: str, request: Request) -> Opened:
     run = load_run(str(request.run_file), stack="native", assignments=_assignments(setting, request.folder))
     start_worker_server(run.facts.worker_modules)
     dataset = run.dataset()
+    cache = getattr(dataset, "frame_cache", None)
+    if setting == "data.cache=disk" and not (cache and cache.is_open):
+        raise PreflightError("its frame cache is not there, or not whole")  # what is decoded is another row
 
     def opened() -> BatchLoader:
         return BatchLoader(
@@ -125,6 +128,45 @@ def limit(request: Request) -> Opened:
 
 def openpi(request: Request) -> Opened:
     """The loader of openpi with its transforms, but without the tokenizer, which would have to be downloaded."""
+    data, model = _openpi_data(request)
+    from preflight.runs.openpi.install import openpi as from_openpi
+
+    loader = from_openpi("training.data_loader", "create_torch_data_loader")(
+        data,
+        model,
+        action_horizon=HORIZON,
+        batch_size=request.batch_size,
+        shuffle=True,
+        num_workers=request.num_workers,
+        seed=request.seed,
+        skip_norm_stats=True,
+    )
+    return lambda: _Iterating(iter(loader))
+
+
+def ours_on_openpis(request: Request) -> Opened:
+    """The very samples of `openpi`, from openpi's own dataset and transforms, in preflight's loader."""
+    data, model = _openpi_data(request)
+    from bench.feed_openpi import OwnData
+    from preflight.data.loader import BatchLoader, start_worker_server
+    from preflight.runs.openpi.install import openpi as from_openpi
+    from preflight.runs.openpi.run import OpenpiRun
+
+    config = from_openpi("training.config", "TrainConfig")(name="feed", model=model, data=OwnData(data))
+    run = OpenpiRun(config)
+    start_worker_server((*run.facts.worker_modules, "bench.feed_openpi"))
+    dataset = run.dataset()
+    return lambda: BatchLoader(
+        dataset,
+        batch_size=request.batch_size,
+        num_workers=request.num_workers,
+        seed=request.seed,
+        prefetch_factor=PREFETCH_FACTOR,
+    )
+
+
+def _openpi_data(request: Request) -> tuple[Any, Any]:
+    """A `DataConfig` and a model config of openpi's for the dataset."""
     from preflight.runs.openpi.install import is_installed
     from preflight.runs.openpi.install import openpi as from_openpi
 
@@ -151,18 +193,9 @@ def openpi(request: Request) -> Opened:
         data_transforms=Group(inputs=[RobotInputs(IMAGE_SLOTS)]),
         model_transforms=Group(inputs=[Resize(IMAGE_SIZE, IMAGE_SIZE), Pad(model.action_dim)]),
         action_sequence_keys=(ACTION,),
+        norm_stats={},  # of no key: nothing is normalised
     )
-    loader = from_openpi("training.data_loader", "create_torch_data_loader")(
-        data,
-        model,
-        action_horizon=HORIZON,
-        batch_size=request.batch_size,
-        shuffle=True,
-        num_workers=request.num_workers,
-        seed=request.seed,
-        skip_norm_stats=True,
-    )
-    return lambda: _Iterating(iter(loader))
+    return data, model
 
 
 @dataclass(frozen=True)
@@ -185,6 +218,7 @@ ROWS: tuple[Row, ...] = (
     Row("lerobot-spawn", "LeRobot, spawn", "lerobot", partial(lerobot, None, "spawn")),
     Row("lerobot-spawn-pyav", "LeRobot, spawn, pyav", "lerobot", partial(lerobot, "pyav", "spawn")),
     Row("openpi", "openpi", "openpi", openpi),
+    Row("ours-openpi", "ours, openpi's samples", "openpi", ours_on_openpis),
     Row("limit", "bare random decoding", "limit", limit),
 )
 

@@ -25,8 +25,9 @@ CPU is that of the workers and of the thread that takes the batches. PSS counts 
 _WHAT = """\
 ours: the model's samples, 224x224 uint8; decoded by the video's own scaler, or with openpi's exact pixels; the cache in
 memory was filled by one epoch before. LeRobot: its own samples, full-size float32 pictures and a chunk of 50 actions,
-from an order without end; resizing would come on top. openpi: its loader and transforms, without the tokenizer. bare
-random decoding: seek and decode of each sample's frames, no conversion, nothing handed over: what decoding allows."""
+from an order without end; resizing would come on top. openpi: its loader and transforms, without the tokenizer; ours
+around the same dataset and transforms. bare random decoding: seek and decode of each sample's frames, no conversion,
+nothing handed over: what decoding allows."""
 _STAR = "* the fastest of LeRobot's rows, which the column compares with; both ratios are paired by round."
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from checks import loader_first_batch
+from checks import loader_first_batch, loader_starvation
 from checks.context import CheckContext, with_settings
-from checks.device import demand_text, judged_device, step_roofline
 from checks.sweep import configured_point, loader_sweep
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
 from preflight.runs import command_line
@@ -40,25 +39,6 @@ def _throughput(context: CheckContext) -> Outcome:
         f"a batch of {facts.batch_size} every {facts.batch_size / rate.median:.2f} s, first batch after "
         f"{own.first_batch_s:.1f} s"
     )
-    bounds = step_roofline(context)
-    if bounds is not None and bounds.tells:
-        device = judged_device(context)
-        low, high = bounds.demand_samples_per_s
-        measured["demand_samples_per_s"] = [round(low, 1), round(high, 1)]
-        asked = demand_text(bounds, device)
-        if rate.hi < low:
-            return warned(
-                f"{summary}; the GPU would wait for data {1 - rate.median / low:.0%} of the time: {asked}",
-                measured=measured,
-                evidence=evidence,
-                hint=Hint(
-                    text="more workers on more cores, fewer or smaller pictures, or data on a local disk; measure them"
-                    if limit is None
-                    else "; ".join(limit.advice),
-                    commands=(command_line(facts, "bench-loader", "--workers", _workers_to_try(context)),),
-                ),
-            )
-        summary += f"; asked for are {asked}"
     better = [p for p in result.points if p.samples_per_s.lo > rate.hi * 1.05]
     if better:
         workers = ",".join(str(p.num_workers) for p in result.points)
@@ -76,11 +56,6 @@ def _throughput(context: CheckContext) -> Outcome:
     return passed(summary, measured=measured, evidence=evidence)
 
 
-def _workers_to_try(context: CheckContext) -> str:
-    cores = max(1, int(context.probes.cpus().count))
-    return ",".join(str(n) for n in sorted({max(1, cores // 2), cores, context.run.facts.num_workers} - {0}))
-
-
 CHECKS = (
     loader_first_batch.CHECK,
     Check(
@@ -95,9 +70,8 @@ CHECKS = (
         run=_throughput,
         doc="Runs the run's own loader (real worker processes, real decoding) for a few seconds at the "
         "configured number of workers and at two, and warns when the other is clearly faster, beyond both "
-        "intervals. Where the GPU is known (--target, or one is here), its peak and the step's operations "
-        "say what the loader must deliver: it warns when a step at 35 % of the peak would already wait, names "
-        "what limits the loader (decoding, transforms, CPUs, the disk, a network file system, the parent) and what "
-        "helps against that. `preflight bench-loader` does the same at length.",
+        "intervals. It names what limits the loader (decoding, transforms, CPUs, the disk, a network file system, the "
+        "parent). `preflight bench-loader` does the same at length.",
     ),
+    loader_starvation.CHECK,
 )

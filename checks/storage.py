@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from checks import storage_dataset_cache, storage_resume, storage_write, units
+from checks import storage_dataset_cache, storage_frame_cache, storage_resume, storage_write, units
 from checks.context import CheckContext, with_settings
 from checks.trace import state_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, warned
@@ -96,5 +96,6 @@ CHECKS = (
         "shapes) times the checkpoints that keep_period keeps plus the one being written, against the free space.",
     ),
     storage_dataset_cache.CHECK,
+    storage_frame_cache.CHECK,
     storage_write.CHECK,
 )

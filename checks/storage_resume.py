@@ -8,10 +8,9 @@ from pathlib import Path
 from checks.context import CheckContext
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
 from preflight.runs import command_line
-from preflight.training.folder import saved_steps
+from preflight.training.checkpoint_files import ITEMS, damage, whole_steps
+from preflight.training.folder import saved_steps, unfinished_saves
 from preflight.training.tracking import choose_mode
-
-_ITEMS = ("params", "train_state")  # what a step is restored from
 
 
 def _resume(context: CheckContext) -> Outcome:
@@ -21,12 +20,13 @@ def _resume(context: CheckContext) -> Outcome:
     steps = saved_steps(folder)
     if not steps:
         return skipped(f"{folder} holds no checkpoint to go on from (storage.checkpoint-dir)")
-    newest, leftovers = steps[-1], _interrupted_saves(folder)
+    newest, leftovers = steps[-1], [path.name for path in unfinished_saves(folder)]
     measured = {"newest": newest, "checkpoints": steps, "interrupted_saves": leftovers}
-    if lacking := [item for item in _ITEMS if not (folder / str(newest) / item / "_METADATA").is_file()]:
-        older = f"the newest before it is {steps[-2]}" if len(steps) > 1 else "there is none before it"
+    if wrong := damage(folder / str(newest)):
+        whole = [step for step in whole_steps(folder) if step < newest]
+        older = f"the newest whole one before it is {whole[-1]}" if whole else "there is no whole one before it"
         return failed(
-            f"checkpoint {newest} in {folder} is incomplete: no {' and no '.join(lacking)}; {older}",
+            f"checkpoint {newest} in {folder} is damaged: {wrong}; {older}",
             measured=measured,
             hint=Hint(text=f"move {folder / str(newest)} away and resume from an older one, or copy it again in whole"),
         )
@@ -53,13 +53,9 @@ def _resume(context: CheckContext) -> Outcome:
     tracked = "" if _mode(context) == "disabled" else ", its wandb run"
     return passed(
         f"{folder.name} goes on at step {start:,} of {facts.num_train_steps:,}: checkpoint {newest} has "
-        f"{' and '.join(_ITEMS)}, the order of the data{tracked} and the record of its settings are kept",
+        f"{' and '.join(ITEMS)}, the order of the data{tracked} and the record of its settings are kept",
         measured=measured,
     )
-
-
-def _interrupted_saves(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.orbax-checkpoint-tmp*"))
 
 
 def _other_order(folder: Path) -> list[tuple[str, str]]:
@@ -124,8 +120,9 @@ CHECK = Check(
     failures=("F42",),
     run=_resume,
     doc="Only before a training with --resume. The newest checkpoint must hold params and train_state with their "
-    "metadata, and steps must be left to make. Warned of: a folder without config.json, as openpi leaves it, in which "
-    "neither the settings can be compared nor the order of the data continued; a missing wandb_id.txt while wandb is "
-    "on, after which the metrics go to another run (openpi's own script stops there); and folders named "
-    "STEP.orbax-checkpoint-tmp…, which a save that was cut short left behind. No array is read.",
+    "metadata and all files of the list that is kept in it, each of its size, and steps must be left to make. Warned "
+    "of: a folder without config.json, as openpi leaves it, in which neither the settings can be compared nor the "
+    "order of the data continued; a missing wandb_id.txt while wandb is on, after which the metrics go to another run "
+    "(openpi's own script stops there); and folders named STEP.orbax-checkpoint-tmp…, which a save that was cut short "
+    "left behind. No array is read.",
 )

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import openpi_fork
 import psutil
 import pytest
 from command import ROOT, environment
@@ -232,6 +233,19 @@ def test_side_by_side_on_real_data(tmp_path):
         "bare random decoding",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.openpi
+@pytest.mark.skipif(not openpi_fork.is_installed(), reason="openpi is not installed: make test-openpi-pins OPENPI=DIR")
+def test_openpis_samples_come_from_its_loader_and_from_ours(tmp_path):
+    rows = ["--only", "openpi", "--only", "ours-openpi"]
+    words = [*rows, "--rounds", "1", "--max-seconds", "1", "--workers", "1", "--batch-size", "2", "--format", "json"]
+    done = bench_feed("--dataset", str(V21), *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    theirs, ours = json.loads(done.stdout)["datasets"][0]["rows"]
+    assert (theirs["refused"], ours["refused"]) == (None, None)
+    assert ours["samples_per_s"]["median"] > 0 < theirs["samples_per_s"]["median"]
+    assert ours["ratio_to_openpi"]["median"] > 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from preflight.config.schema import DataConfig, ModelConfig
 from preflight.data.dataset import SampleDataset
-from preflight.data.images import decode_picture, iterate_values, read_image
+from preflight.data.images import decode_picture, iterate_values, read_images
 from preflight.errors import DataError
 
 V30 = Path(__file__).parent.parent / "examples" / "data" / "g1"
@@ -52,7 +52,7 @@ def root(tmp_path):
 def test_each_row_has_its_picture(root):
     path = root / "data" / "chunk-000" / "file-000.parquet"
     for row in (0, 1, 15, 16, 99, 100, 101, 250, 497, 3):
-        np.testing.assert_array_equal(read_image(path, CAMERA, row), picture(row))
+        np.testing.assert_array_equal(read_images(path, CAMERA, [row])[row], picture(row))
 
 
 def test_a_dataset_reads_them_by_frame(root):
@@ -75,7 +75,7 @@ def test_damaged_pictures_are_placed(tmp_path):
     path = tmp_path / "file.parquet"
     grey = png(np.full((6, 8), 9, np.uint8))
     pq.write_table(pa.table({"cam": column([grey, grey[:40], None, b"no picture"])}), path)
-    assert read_image(path, "cam", 0).shape == (6, 8, 3)
+    assert read_images(path, "cam", [0])[0].shape == (6, 8, 3)
     for row, message in (
         (1, f"{path}, row 1: the picture in 'cam' cannot be decoded ("),
         (2, f"{path}, row 2: column 'cam' holds no picture"),
@@ -83,10 +83,10 @@ def test_damaged_pictures_are_placed(tmp_path):
         (4, f"{path} has 4 rows, no row 4"),
     ):
         with pytest.raises(DataError) as error:
-            read_image(path, "cam", row)
+            read_images(path, "cam", [row])
         assert error.value.message.startswith(message)
     with pytest.raises(DataError, match=r"row 0: column 'dog' cannot be read"):
-        read_image(path, "dog", 0)
+        read_images(path, "dog", [0])
 
 
 @pytest.mark.parametrize(("kind", "mode", "written_as"), [(np.uint16, "I;16", "png"), (np.float32, "F", "tiff")])
@@ -95,7 +95,7 @@ def test_depth_pictures_are_refused_rather_than_saturated(tmp_path, kind, mode, 
     Image.fromarray(np.full((6, 8), 1500, kind)).save(buffer, format=written_as)
     pq.write_table(pa.table({"depth": column([buffer.getvalue()])}), path)
     with pytest.raises(DataError) as error:
-        read_image(path, "depth", 0)
+        read_images(path, "depth", [0])
     assert error.value.message == (
         f"{path}, row 0: the picture in 'depth' has more than 8 bits a channel (mode {mode}), like a depth picture, "
         "which cannot be shown to the model"

@@ -6,6 +6,7 @@ import typer
 
 from preflight.cli import (
     bench_loader,
+    cache,
     check,
     demo_data,
     env,
@@ -42,6 +43,7 @@ app.command("train")(train.train)
 app.command("list-configs")(list_configs.list_configs)
 app.command("list-checks")(list_checks.list_checks)
 app.command("explain")(explain.explain)
+app.command("cache")(cache.cache)
 app.command("norm-stats")(norm_stats.norm_stats)
 app.command("report")(report.report)
 app.command("demo-data")(demo_data.demo_data)

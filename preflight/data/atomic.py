@@ -6,14 +6,14 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from preflight.errors import PreflightError
 
 
 @contextlib.contextmanager
-def folder_lock(target: Path) -> Iterator[bool]:
+def folder_lock(target: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Waits until no other process writes ``target``, and keeps the others waiting.
 
     The lock is ``flock`` on a hidden file beside the target, which the system gives up when its holder dies, however it
@@ -21,6 +21,7 @@ def folder_lock(target: Path) -> Iterator[bool]:
 
     Args:
         target: The folder to be written; its parent is created.
+        waiting: Called if another process holds the lock, before it is waited for.
 
     Yields:
         Whether the file system can lock. Where it cannot (some network mounts), nobody waits.
@@ -31,7 +32,7 @@ def folder_lock(target: Path) -> Iterator[bool]:
     lock = target.parent / f".{target.name}.lock"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(lock)
+        descriptor = _locked(lock, waiting)
     except OSError as error:
         raise explain(error, target) from error
     try:
@@ -44,11 +45,15 @@ def folder_lock(target: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _locked(lock: Path) -> int | None:
+def _locked(lock: Path, waiting: Callable[[], None]) -> int | None:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
         except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,10 @@ from jaxtyping import UInt8
 
 from preflight.config.schema import IMAGE_SLOTS, DataConfig
 from preflight.data.episodes import Episodes
+from preflight.data.frame_identity import FrameIdentity, identify
 from preflight.data.frames import WantedFrame, read_frames
-from preflight.data.images import read_image
+from preflight.data.images import read_images
+from preflight.data.kept_frames import KeptFrames
 from preflight.data.metadata import DatasetInfo, nearest
 from preflight.data.resize import resize_after_decoding, resize_in_scaler, resize_with_pad
 from preflight.data.shared_array import SharedArray
@@ -64,6 +67,8 @@ class Cameras:
         timestamps: SharedArray | None,
         resize: Literal["swscale", "pil"],
     ) -> None:
+        self._resize = resize
+        self._kept: dict[str, KeptFrames] = {}
         self._info = info
         self._episodes = episodes
         self._timestamps = timestamps
@@ -88,10 +93,29 @@ class Cameras:
         """
         if key in self._signatures:
             return read_frames(self._wanted([index], key))[0]
-        at = self._episodes.of_frame(index)
-        path = self._info.data_file(int(self._episodes.data_chunk[at]), int(self._episodes.data_file[at]))
-        row = int(self._episodes.data_row[at]) + index - int(self._episodes.from_index[at])
-        return read_image(path, key, row)
+        return self._pictures([index], key)[0]
+
+    def keep(self, key: str, kept: KeptFrames) -> None:
+        """Has a camera's squares taken from, or added to, frames that are kept."""
+        self._kept[key] = kept
+
+    def is_kept(self, key: str) -> bool:
+        """Whether a camera's squares are taken from frames that are kept."""
+        return key in self._kept
+
+    def without_kept(self) -> Cameras:
+        """The same, decoding everything."""
+        decoding = copy.copy(self)
+        decoding._kept = {}
+        return decoding
+
+    def identity(self, key: str) -> FrameIdentity:
+        """What a camera's squares are made of, as its files are now.
+
+        Raises:
+            DataError: if a file is missing.
+        """
+        return identify(key, self._resize, self._info, self._episodes, self._timestamps)
 
     def squares(self, indices: Sequence[int], key: str) -> list[UInt8[np.ndarray, "size size 3"]]:
         """Reads pictures as the model sees them, those of one video in one pass.
@@ -106,9 +130,29 @@ class Cameras:
         Raises:
             DataError: if one cannot be read.
         """
+        if (kept := self._kept.get(key)) is None:
+            return self.decoded(indices, key)
+        return kept.squares(indices, lambda gone: self.decoded(gone, key))
+
+    def decoded(self, indices: Sequence[int], key: str) -> list[UInt8[np.ndarray, "size size 3"]]:
+        """The same as `squares`, whatever is kept."""
         if key in self._signatures:
             return read_frames(self._wanted(indices, key), self._convert)
-        return [resize_with_pad(self.as_recorded(index, key)) for index in indices]
+        return [resize_with_pad(picture) for picture in self._pictures(indices, key)]
+
+    def _pictures(self, indices: Sequence[int], key: str) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """Pictures out of parquet files, those of one file in one pass."""
+        of_file: dict[tuple[int, int], dict[int, int]] = {}  # by chunk and file, the row of each index
+        for index in dict.fromkeys(indices):
+            at = self._episodes.of_frame(index)
+            file = int(self._episodes.data_chunk[at]), int(self._episodes.data_file[at])
+            row = int(self._episodes.data_row[at]) + index - int(self._episodes.from_index[at])
+            of_file.setdefault(file, {})[index] = row
+        pictures: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+        for file, rows in of_file.items():
+            found = read_images(self._info.data_file(*file), key, sorted(rows.values()))
+            pictures |= {index: found[row] for index, row in rows.items()}
+        return [pictures[index] for index in indices]
 
     def _wanted(self, indices: Sequence[int], key: str) -> list[WantedFrame]:
         assert self._timestamps is not None

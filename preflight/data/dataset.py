@@ -15,6 +15,7 @@ from preflight.data.actions import action_chunk_indices, delta_mask, to_delta
 from preflight.data.cameras import Cameras, cameras_by_slot
 from preflight.data.columns import read_columns, require_feature
 from preflight.data.episodes import Episodes, read_episodes
+from preflight.data.frame_cache import FrameCache
 from preflight.data.locate import resolve_root
 from preflight.data.metadata import DatasetInfo, read_info
 from preflight.data.normalize import NormStats
@@ -40,7 +41,8 @@ class SampleDataset:
     the normalised state; where both do not fit into the model's tokens, it is the task's text that is cut.
 
     The columns lie in shared memory: pickled for a loader worker the dataset is some kilobytes. Only the configured
-    cameras are ever opened.
+    cameras are ever opened. Their frames come from the config's cache where there is one, the same bytes; one on disk
+    that is not there yet is made by `frame_cache.prepare`, never here.
 
     Args:
         config: Which dataset, and how its columns feed the model.
@@ -53,6 +55,7 @@ class SampleDataset:
         norm: The formula that they are used in.
         prompts: The prompts, by task_index; one if the config sets it.
         source: The dataset's folder.
+        frame_cache: What keeps the cameras' frames.
 
     Raises:
         UsageError: if the config names an unknown image slot, an impossible delta mask or an empty shuffle window.
@@ -88,6 +91,8 @@ class SampleDataset:
         self._columns = dict(zip(keys, arrays, strict=True))
         timestamps = self._columns.get("timestamp")
         self._cameras = Cameras(self._slots.values(), self.info, self.episodes, timestamps, config.resize)
+        self.frame_cache = FrameCache(config, self._cameras, tuple(self._slots.values()), self.info)
+        self.frame_cache.open()
         self.stats: dict[str, NormStats] = self._stats()
         self.prompts: tuple[str, ...] = (config.prompt,) if config.prompt is not None else self._tasks()
         require_room(self.prompts, model.prompt_len, self.column("state").shape[1] if model.pi05 else None)
@@ -110,7 +115,7 @@ class SampleDataset:
             IndexError: if there is no such frame.
             DataError: if a camera's frame cannot be read.
         """
-        return self._transformed(self._decoded(index))
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Makes samples together: frames that lie in one video are decoded in one pass.
@@ -125,17 +130,11 @@ class SampleDataset:
             IndexError: if there is no such frame.
             DataError: if a camera's frame cannot be read.
         """
-        for index in indices:
-            self._require_frame(index)
-        squares = {key: self._cameras.squares(indices, key) for key in dict.fromkeys(self._slots.values())}
-        return [
-            self._transformed((index, {slot: squares[key][i] for slot, key in self._slots.items()}))
-            for i, index in enumerate(indices)
-        ]
+        return self._transformed(self._decoded(indices))
 
-    def sample_stages(self) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-        """How a sample is made, in stages (`preflight.runs.protocol.StagedDataset`): its pictures, and all the rest."""
-        return ("decode", self._decoded), ("transform", self._transformed)
+    def batch_stages(self) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+        """How samples are made (`preflight.runs.protocol.BatchStagedDataset`): their pictures, and all the rest."""
+        return ("read" if self.frame_cache.is_open else "decode", self._decoded), ("transform", self._transformed)
 
     def batch_order(self, batch_size: int, seed: int) -> WindowedOrder | None:
         """The order that `data.shuffle_window` asks for, for `BatchLoader`; None: its own, shuffled over everything.
@@ -151,17 +150,20 @@ class SampleDataset:
             return None
         return WindowedOrder(self.episodes.length, self.config.shuffle_window, batch_size, seed)
 
-    def _require_frame(self, index: int) -> None:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of a dataset with {len(self)} samples")
+    def _decoded(self, indices: Sequence[int]) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """Each index and, by image slot, the cameras' pictures as the model sees them."""
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"sample {index} of a dataset with {len(self)} samples")
+        squares = {key: self._cameras.squares(indices, key) for key in dict.fromkeys(self._slots.values())}
+        return [
+            (index, {slot: squares[key][i] for slot, key in self._slots.items()}) for i, index in enumerate(indices)
+        ]
 
-    def _decoded(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
-        """The index and, by image slot, the cameras' pictures as the model sees them."""
-        self._require_frame(index)
-        return index, {slot: self._cameras.squares([index], key)[0] for slot, key in self._slots.items()}
+    def _transformed(self, decoded: Sequence[tuple[int, dict[str, np.ndarray]]]) -> list[dict[str, Any]]:
+        return [self._sample(index, pictures) for index, pictures in decoded]
 
-    def _transformed(self, decoded: tuple[int, dict[str, np.ndarray]]) -> dict[str, Any]:
-        index, pictures = decoded
+    def _sample(self, index: int, pictures: dict[str, np.ndarray]) -> dict[str, Any]:
         episode = self.episodes.of_frame(index)
         images = {slot: pictures.get(slot, _UNUSED_SLOT) for slot in IMAGE_SLOTS}
         masks = {slot: np.bool_(slot in pictures) for slot in IMAGE_SLOTS}

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,29 +40,31 @@ class Picture:
     channels: int  # that it is stored with: 1 where it is grey or has a palette
 
 
-def read_image(path: Path, column: str, row: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads one picture out of a parquet file.
+def read_images(path: Path, column: str, rows: Sequence[int]) -> dict[int, UInt8[np.ndarray, "h w 3"]]:
+    """Reads pictures out of a parquet file in one pass.
 
     Parquet cannot jump to a row: the rows before it in its row group are passed over. LeRobot writes 100 rows a group.
 
     Args:
         path: The parquet file.
         column: The camera's column, a struct with the field `bytes`.
-        row: The row in the file.
+        rows: Rows in the file, in ascending order.
 
     Returns:
-        The picture as RGB.
+        The pictures as RGB, by row.
 
     Raises:
-        DataError: if the file, the row or the picture cannot be read, naming file and row.
+        DataError: if the file, a row or a picture cannot be read, naming file and row.
     """
-    return read_picture(path, column, row).pixels
+    with _lock:
+        values = _values(path, column, rows)
+    return {row: decode_picture(values[row], path, column, row).pixels for row in rows}
 
 
 def read_picture(path: Path, column: str, row: int) -> Picture:
-    """Reads one picture with the number of channels that it is stored with; else like `read_image`."""
+    """Reads one picture with the number of channels that it is stored with; else like `read_images`."""
     with _lock:
-        value = _value(path, column, row)
+        value = _values(path, column, [row])[row]
     return decode_picture(value, path, column, row)
 
 
@@ -127,27 +129,33 @@ def decode_picture(value: object, path: Path, column: str, row: int) -> Picture:
         raise DataError(f"{path}, row {row}: the picture in {column!r} cannot be decoded ({error})") from error
 
 
-def _value(path: Path, column: str, row: int) -> object:
+def _values(path: Path, column: str, rows: Sequence[int]) -> dict[int, object]:
+    """What the rows of a file hold; rows in ascending order."""
     file = _open_files.pop(path, None) or open_parquet(path)
     _open_files[path] = file
     while len(_open_files) > MAX_OPEN_FILES:
         _open_files.popitem(last=False)[1].close()
-    left = row
+    values: dict[int, object] = {}
+    left, first = collections.deque(rows), 0  # of the row group
     try:
         for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if left >= rows:
-                left -= rows
+            at, first = first, first + file.metadata.row_group(group).num_rows
+            if not left or left[0] >= first:
                 continue
-            batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False)
-            for batch in batches:
-                if left < batch.num_rows:
-                    return batch.column(column)[left].as_py()
-                left -= batch.num_rows
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
+                while left and left[0] < at + batch.num_rows:
+                    row = left.popleft()
+                    values[row] = batch.column(column)[row - at].as_py()
+                at += batch.num_rows
+                if not left or left[0] >= first:
+                    break
     except (pa.ArrowException, OSError, KeyError) as error:
         _open_files.pop(path).close()
-        raise DataError(f"{path}, row {row}: column {column!r} cannot be read ({error})") from error
-    raise DataError(f"{path} has {file.metadata.num_rows} rows, no row {row}")
+        at_fault = left[0] if left else rows[-1]
+        raise DataError(f"{path}, row {at_fault}: column {column!r} cannot be read ({error})") from error
+    if left:
+        raise DataError(f"{path} has {file.metadata.num_rows} rows, no row {left[0]}")
+    return values
 
 
 def _forget_after_fork() -> None:

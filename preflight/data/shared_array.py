@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class SharedArray:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, *, writable: bool = False) -> None:
         self._fd: int | None = None
+        self._path: Path | None = None  # of a file that is mapped
         self._writable = writable
         if hasattr(os, "memfd_create"):
             self._fd = os.memfd_create("preflight-column", os.MFD_CLOEXEC)
@@ -39,11 +41,58 @@ class SharedArray:
         else:
             self.array = np.zeros(shape, dtype)
 
+    @classmethod
+    def of_file(cls, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> SharedArray:
+        """Maps a file, read-only; receivers map the very same one, be it replaced or deleted meanwhile.
+
+        Args:
+            path: The file; at least as long as the array.
+            shape: The array's shape.
+            dtype: The array's dtype.
+
+        Raises:
+            OSError: if it cannot be opened or mapped.
+        """
+        shared = cls.__new__(cls)
+        shared._fd, shared._writable, shared._path = None, False, path
+        shared._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        shared.array = _mapped(shared._fd, shape, np.dtype(dtype), mmap.PROT_READ)
+        return shared
+
+    def unmap_pages(self) -> None:
+        """Takes what this process has seen of the array out of its own page table; the memory or file stays as it is.
+
+        Pages that a process touches count as its own (RSS, PSS) until then.
+        """
+        # On anonymous private memory, which a copied array would be, it would throw the content away.
+        if (memory := self._mapping()) is not None and hasattr(mmap, "MADV_DONTNEED"):
+            memory.madvise(mmap.MADV_DONTNEED)
+
+    def read_ahead(self, index: int) -> None:
+        """Has the system read `array[index]` of a mapped file in one go, and not page by page as it is touched."""
+        if self._path is None or (memory := self._mapping()) is None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        size = self.array[0].nbytes
+        start = index * size // mmap.PAGESIZE * mmap.PAGESIZE
+        memory.madvise(mmap.MADV_WILLNEED, start, (index + 1) * size - start)
+
+    def _mapping(self) -> mmap.mmap | None:
+        """The memory that the array lies in; None where that is the process's own."""
+        memory: object = self.array if self._fd is not None else None
+        while isinstance(memory, np.ndarray):
+            memory = memory.base
+        if isinstance(memory, memoryview):
+            memory = memory.obj
+        return memory if isinstance(memory, mmap.mmap) else None
+
     def __reduce__(self) -> tuple:
+        if self._path is not None and not hasattr(os, "memfd_create"):
+            return SharedArray.of_file, (self._path, self.array.shape, self.array.dtype)
         if self._fd is None:
             return _from_content, (self.array,)
         inode = os.fstat(self._fd).st_ino
-        return _from_address, (os.getpid(), self._fd, inode, self.array.shape, self.array.dtype, self._writable)
+        layout = self.array.shape, self.array.dtype
+        return _from_address, (os.getpid(), self._fd, inode, *layout, self._writable, self._path)
 
     # Bound early: when the interpreter ends, the module's names may be gone before the array is.
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
@@ -59,10 +108,10 @@ def _mapped(fd: int, shape: tuple[int, ...], dtype: np.dtype, protection: int) -
 
 
 def _from_address(
-    pid: int, fd: int, inode: int, shape: tuple[int, ...], dtype: np.dtype, writable: bool
+    pid: int, fd: int, inode: int, shape: tuple[int, ...], dtype: np.dtype, writable: bool, path: Path | None
 ) -> SharedArray:
     shared = SharedArray.__new__(SharedArray)
-    shared._fd, shared._writable = None, writable
+    shared._fd, shared._writable, shared._path = None, writable, path
     try:
         own = os.open(f"/proc/{pid}/fd/{fd}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError as error:

@@ -32,6 +32,8 @@ _KEPT_BYTES = 8 << 20
 
 # The environment variable that names, to the worker server, modules to import beside its own.
 WORKER_MODULES = "PREFLIGHT_WORKER_MODULES"
+# The one that names to it the process that started it, and the folder of the socket by which it is asked for workers.
+SOCKET_FOLDER = "PREFLIGHT_SOCKET_FOLDER"
 
 # What a worker writes about itself where the parent can read it after its death: the sample it reads, or one of these.
 WHOLE_BATCH, BETWEEN_BATCHES, NOT_BEGUN = -1, -2, -3
@@ -125,7 +127,8 @@ def _answer(pipe: Connection, task: Task, slot: np.ndarray | None, result: Any) 
 
 
 def _prepare(stacks: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     answer_into(stacks)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     _keep_freed_memory()
