@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from checks import units
 from checks.context import CheckContext, visible_gpus
-from checks.trace import state_bytes
+from checks.trace import StateBytes, state_bytes
 from preflight.errors import UsageError
 from preflight.telemetry.targets import GpuSpec, known_as
 
@@ -82,15 +82,37 @@ def per_device_batch(context: CheckContext, device: Device) -> int:
     return -(-context.run.facts.batch_size // device.count)
 
 
-def lowered_step(context: CheckContext, batch_size: int) -> LoweredStep:
-    """The run's step on one device, traced once for all checks."""
+def shards_of(context: CheckContext, device: Device) -> int:
+    """Devices that share one copy of the state; 1 where the run's number does not divide the devices."""
+    shards = context.run.facts.fsdp_devices
+    return 1 if device.count % shards else shards
+
+
+def device_bytes(context: CheckContext, device: Device, shards: int) -> StateBytes:
+    """What one device holds of the state and of each batch."""
+    return state_bytes(context, per_device_batch(context, device), shards=shards)
+
+
+def lowered_step(context: CheckContext, device: Device, shards: int) -> LoweredStep:
+    """The run's step, traced once for all checks.
+
+    On one device where each holds the whole state, since then all of them do the same; else on all of them.
+
+    Args:
+        context: The run's.
+        device: Where the step would run.
+        shards: Devices that share one copy of the state.
+    """
+    batch = per_device_batch(context, device)
 
     def lower() -> LoweredStep:
         from preflight.training.lowered import lower_step
 
-        return lower_step(context.run, batch_size)
+        if shards == 1:
+            return lower_step(context.run, batch)
+        return lower_step(context.run, batch * device.count, fsdp_devices=shards, num_devices=device.count)
 
-    return context.once(f"lowered-step-{batch_size}", lower)
+    return context.once(f"lowered-step-{batch}-{device.count if shards > 1 else 1}-{shards}", lower)
 
 
 def step_roofline(context: CheckContext) -> Roofline | None:
@@ -104,10 +126,10 @@ def step_roofline(context: CheckContext) -> Roofline | None:
         from preflight.training.flops import count_flops
         from preflight.training.roofline import roofline
 
-        batch = per_device_batch(context, device)
-        size = state_bytes(context, batch)
+        shards = shards_of(context, device)
+        size, step = device_bytes(context, device, shards), lowered_step(context, device, shards)
         return roofline(
-            flops=count_flops(lowered_step(context, batch).jaxpr).matmul,
+            flops=count_flops(step.jaxpr).matmul / step.num_devices,
             # Everything is read once, and what is trained is written once.
             bytes_moved=float(size.checkpoint + size.batch + size.gradients + size.optimizer + size.ema),
             spec=spec,

@@ -98,11 +98,11 @@ FSDP = Check(
     severity="fail",
     failures=("F46",),
     run=_fsdp,
-    doc="openpi's fsdp_devices says over how many GPUs one copy of the state is sharded. It does not say how many GPUs "
-    "are used: 'By default, the training loop will utilize all of your GPUs' (openpi#327), and it must divide their "
-    "number, else openpi raises. Which GPUs there are is CUDA_VISIBLE_DEVICES' to say. Sharding makes a run fit, not "
-    "fast (openpi#600). Each batch is divided over all of the GPUs whatever fsdp_devices says, so that the batch size "
-    "is config.batch's to judge. Skipped where there is no GPU to count.",
+    doc="fsdp_devices says over how many GPUs one copy of the state is sharded. It does not say how many GPUs are "
+    "used: 'By default, the training loop will utilize all of your GPUs' (openpi#327), and it must divide their "
+    "number, else the training raises. Which GPUs there are is CUDA_VISIBLE_DEVICES' to say. Sharding makes a run fit, "
+    "not fast (openpi#600). Each batch is divided over all of the GPUs whatever fsdp_devices says, so that the batch "
+    "size is config.batch's to judge; what a GPU then holds is memory.device's. Skipped where no GPU is to be counted.",
 )
 
 HOSTS = Check(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from checks import units
 from checks.context import CheckContext
-from checks.device import Device, compile_for, judged_device, lowered_step, per_device_batch
+from checks.device import Device, compile_for, device_bytes, judged_device, lowered_step, shards_of
 from checks.remedies import remedies
 from checks.trace import StateBytes, state_bytes
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
+from preflight.runs import command_line
 
 if TYPE_CHECKING:
     from preflight.training.device_compile import CompilerError, StepMemory
@@ -21,22 +22,18 @@ _TIGHT = 0.95
 
 
 def _device(context: CheckContext) -> Outcome:
-    if (shards := context.run.facts.settings.get("fsdp_devices", 1)) > 1:
-        state = state_bytes(context)
-        return skipped(
-            f"not judged: fsdp_devices={shards} divides the state over {shards} GPUs, and preflight compiles for "
-            f"one; undivided it takes {units.size(state.checkpoint)}, and gradients {units.size(state.gradients)}",
-            measured={"fsdp_devices": shards, "state_gib": round(state.checkpoint / _GIB, 2)},
-        )
     device = judged_device(context)
-    size = state_bytes(context, per_device_batch(context, device))
+    shards = context.run.facts.fsdp_devices
+    if device.count % shards:
+        return _not_divided(context, device, shards)
+    size = device_bytes(context, device, shards)
     if not device.total_bytes:
         return _on_host(context, device, size)
     if size.total > device.advised_limit:
         return _too_large(context, device, size)
     from preflight.training.device_compile import CompilerError
 
-    step = lowered_step(context, per_device_batch(context, device))
+    step = lowered_step(context, device, shards)
     try:
         memory = context.probes.compile(step, compile_for(device))
     except CompilerError as error:
@@ -44,9 +41,10 @@ def _device(context: CheckContext) -> Outcome:
     need = needed(memory, size)
     measured = _measured(context, device, size, memory)
     evidence = (*_table(size, memory), f"limit: {device.why}")
+    state = "its share of the state" if shards > 1 else "state"
     summary = (
         f"{device.name}: the step takes {units.size(need)} of {units.size(device.limit)} "
-        f"(state {units.size(size.checkpoint)}, temporaries {units.size(memory.temporaries)}), says {memory.compiler}"
+        f"({state} {units.size(size.checkpoint)}, temporaries {units.size(memory.temporaries)}), says {memory.compiler}"
     )
     if need > device.limit:
         return failed(
@@ -64,6 +62,27 @@ def _device(context: CheckContext) -> Outcome:
             hint=remedies(context, device, size, need, limit=int(_TIGHT * device.limit)),
         )
     return passed(summary, measured=measured, evidence=evidence)
+
+
+def _not_divided(context: CheckContext, device: Device, shards: int) -> Outcome:
+    """Which devices the state would be divided over is not known: they are not here, or cannot be."""
+    state = state_bytes(context)
+    why = (
+        f"which do not divide {device.name}"
+        if device.total_bytes
+        else "none of which is here, and --target does not name as many"
+    )
+    return skipped(
+        f"not judged: the state is shared by {shards} GPUs (fsdp_devices), {why}; undivided it takes "
+        f"{units.size(state.checkpoint)}, and gradients {units.size(state.gradients)}",
+        measured={"fsdp_devices": shards, "state_gib": round(state.checkpoint / _GIB, 2)},
+        hint=None
+        if device.total_bytes
+        else Hint(
+            text="say which GPUs it is to fly on",
+            commands=(command_line(context.run.facts, "check", "--target", f"{shards}xh100-80gb"),),
+        ),
+    )
 
 
 def needed(memory: StepMemory, size: StateBytes) -> int:
@@ -93,7 +112,8 @@ def _from_cpu(context: CheckContext, device: Device, size: StateBytes, error: Co
         commands=(error.hint,) if error.hint else (),
     )
     try:
-        memory = context.probes.compile(lowered_step(context, per_device_batch(context, device)), "cpu")
+        step = lowered_step(context, device, shards_of(context, device))
+        memory = context.probes.compile(step, "cpu")
     except CompilerError as second:
         return skipped(
             f"not judged: the state takes {units.size(size.total)} of {units.size(device.limit)}, what comes on top is "
@@ -196,7 +216,9 @@ CHECK = Check(
     "temporaries lie; the next batch, which arrives meanwhile, is added. The limit is the GPU's memory times the share "
     "that jax may take (XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default). Without the compiler, the CPU's compile "
     "serves as an upper bound; where that does not fit, nothing is judged. A failure names what would make it fit: a "
-    "larger share, no moving average, a smaller batch, LoRA, another GPU, each computed. Without an accelerator, "
-    "state, gradients and batch are held against the host's RAM, and activations are not counted. Of several GPUs, "
-    "each holds the whole state and its share of the batch; the buffers of their communication are not counted.",
+    "larger share, no moving average, a state that several GPUs share (fsdp_devices), a smaller batch, LoRA, another "
+    "GPU, each computed. Without an accelerator, state, gradients and batch are held against the host's RAM, and "
+    "activations are not counted. Of several GPUs, each has its share of the batch; it holds the whole state, or with "
+    "fsdp_devices its share of that too, and the step is then compiled for all of them at once. The buffers of their "
+    "communication (NCCL's) are not counted.",
 )

@@ -7,14 +7,26 @@ from typing import TYPE_CHECKING
 
 from checks import units
 from checks.context import CheckContext
-from checks.device import ADVISED_MEM_FRACTION, Device, compile_for, lowered_step, per_device_batch
-from checks.trace import StateBytes, state_bytes
+from checks.device import (
+    ADVISED_MEM_FRACTION,
+    Device,
+    compile_for,
+    device_bytes,
+    lowered_step,
+    per_device_batch,
+    shards_of,
+)
+from checks.trace import StateBytes
 from preflight.checklist import Hint
 from preflight.runs import command_line
 from preflight.telemetry.targets import GPUS
 
 if TYPE_CHECKING:
     from preflight.runs import Run
+
+
+# How many a machine of datasheet GPUs holds, as a rule.
+_GPUS_OF_A_MACHINE = (2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +58,18 @@ def remedies(
         remedy
         for remedy in (
             _larger_share(need, limit, ceiling),
+            _shared_state(context, device, ceiling) if device.count > 1 else None,
             _without_ema(context, device, size, need, ceiling),
             _smaller_batch(context, device, size, need, ceiling),
         )
         if remedy is not None
     ]
     if not found:
+        more = _shared_state(context, device, ceiling) if device.count == 1 and context.target is not None else None
         other = _other_gpu(context, device, size, need, limit / device.limit)
-        found = [remedy for remedy in (_lora(context, device, ceiling), other) if remedy is not None]
+        found = [remedy for remedy in (_lora(context, device, ceiling), more, other) if remedy is not None]
     if not found:
-        return Hint(text="no single GPU that preflight knows holds it, nor does LoRA bring it down to this one")
+        return Hint(text="no GPU that preflight knows holds it, nor do LoRA or fsdp_devices bring it down to this one")
     # Where nothing was compiled, no more is promised than what was looked at.
     what = "it fits" if any(remedy.compiled for remedy in found) else "its state and gradients fit"
     return Hint(
@@ -68,6 +82,34 @@ def _larger_share(need: int | None, limit: int, ceiling: int) -> _Remedy | None:
     if need is None or not limit < need <= ceiling:
         return None
     return _Remedy(f"{ADVISED_MEM_FRACTION:.0%} of the GPU's memory for jax", need)
+
+
+def _shared_state(context: CheckContext, device: Device, ceiling: int) -> _Remedy | None:
+    """One copy of the state over more of the GPUs, or of one GPU over several: the losses stay the same."""
+    from preflight.training.device_compile import CompilerError
+
+    facts = context.run.facts
+    if device.count > 1:
+        counts = [n for n in range(facts.fsdp_devices + 1, device.count + 1) if device.count % n == 0]
+    else:
+        counts = [n for n in _GPUS_OF_A_MACHINE if facts.batch_size % n == 0]
+    judged = [(n, device if device.count > 1 else dataclasses.replace(device, count=n)) for n in counts]
+    sized = [(n, on, device_bytes(context, on, n)) for n, on in judged]
+    fitting = [one for one in sized if one[2].total <= ceiling]
+    # The fewest, or else all: each is a compile.
+    for n, on, size in dict.fromkeys([*fitting[:1], *fitting[-1:]]):
+        whose = f"the state shared by {n} GPUs" if device.count > 1 else f"{n} of them that share the state"
+        several = f"{n}x{context.target.text}" if device.count == 1 and context.target is not None else None
+        try:
+            memory = context.probes.compile(lowered_step(context, on, n), compile_for(on))
+        except CompilerError:
+            text = f"{whose} (fsdp_devices={n}: {units.size(size.total)} each, and activations)"
+            return _Remedy(text, size.total, (f"fsdp_devices={n}",), several, compiled=False)
+        need = memory.peak + size.batch
+        if need <= ceiling:
+            text = f"{whose} (fsdp_devices={n}: {units.size(need)} each)"
+            return _Remedy(text, need, (f"fsdp_devices={n}",), several)
+    return None
 
 
 def _without_ema(
@@ -110,8 +152,8 @@ def _of_branch(context: CheckContext, device: Device, run: Run, name: str, ceili
     from preflight.training.device_compile import CompilerError
 
     other = dataclasses.replace(context, run=run, _made={}, _locks={})
-    batch = per_device_batch(other, device)
-    size = state_bytes(other, batch)
+    shards = shards_of(other, device)
+    size = device_bytes(other, device, shards)
     if size.total > ceiling:
         return None
     assignments = _difference(context.run, run)
@@ -127,7 +169,7 @@ def _of_branch(context: CheckContext, device: Device, run: Run, name: str, ceili
     if not device.total_bytes:
         return uncompiled
     try:
-        memory = context.probes.compile(lowered_step(other, batch), compile_for(device))
+        memory = context.probes.compile(lowered_step(other, device, shards), compile_for(device))
     except CompilerError:
         return uncompiled
     need = memory.peak + size.batch
@@ -175,5 +217,4 @@ def _command(context: CheckContext, remedy: _Remedy, limit: int) -> str:
     if target is not None:
         words += ["--target", target]
     line = command_line(context.run.facts, "check", *words)
-    larger = remedy.target is not None or remedy.need > limit
-    return f"XLA_PYTHON_CLIENT_MEM_FRACTION={ADVISED_MEM_FRACTION} {line}" if larger else line
+    return f"XLA_PYTHON_CLIENT_MEM_FRACTION={ADVISED_MEM_FRACTION} {line}" if remedy.need > limit else line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from checks.context import CheckContext
@@ -33,7 +34,7 @@ def model_structure(context: CheckContext) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
-    """Bytes of what a train step holds before any activation."""
+    """Bytes of what a train step holds on one device before any activation."""
 
     parameters: int
     optimizer: int
@@ -52,23 +53,37 @@ class StateBytes:
         return self.parameters + self.optimizer + self.ema
 
 
-def state_bytes(context: CheckContext, batch_size: int | None = None) -> StateBytes:
+def state_bytes(context: CheckContext, batch_size: int | None = None, *, shards: int = 1) -> StateBytes:
     """Exact bytes from the traced shapes; nothing is allocated.
 
     Args:
         context: The run's.
         batch_size: Samples on one device; the run's whole batch without it.
+        shards: Devices that share one copy of the state.
     """
     from preflight.training.state import trainable
 
     state, run = abstract_state(context), context.run
     return StateBytes(
-        parameters=tree_bytes(state.params),
-        optimizer=tree_bytes(state.opt_state),
-        ema=tree_bytes(state.ema_params),
-        gradients=tree_bytes(trainable(run, state.params)),
+        parameters=_share_bytes(state.params, shards),
+        optimizer=_share_bytes(state.opt_state, shards),
+        ema=_share_bytes(state.ema_params, shards),
+        gradients=_share_bytes(trainable(run, state.params), shards),
         batch=tree_bytes(run.batch_spec(batch_size or run.facts.batch_size)),
     )
+
+
+def _share_bytes(tree: Any, shards: int) -> int:
+    """Bytes that one of so many devices holds of all leaves."""
+    if shards == 1:
+        return tree_bytes(tree)
+    import jax
+
+    from preflight.training.mesh import planned_mesh, shard
+
+    mesh = planned_mesh(shards, shards)
+    shapes = [(leaf.dtype.itemsize, shard(leaf, mesh).shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)]
+    return sum(itemsize * math.prod(shape) for itemsize, shape in shapes)
 
 
 def tree_bytes(tree: Any) -> int:

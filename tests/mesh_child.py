@@ -48,6 +48,10 @@ def flat(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
+def shardings(state):
+    return [leaf.sharding for leaf in jax.tree.leaves(state)]
+
+
 def farthest(a, b):
     return max(float(np.max(np.abs(x.astype(np.float64) - y))) for x, y in zip(a, b, strict=True))
 
@@ -80,8 +84,7 @@ def main(folder):
         state = checkpoints.restore(manager, STEPS - 1, abstract)
         found[f"restored on {name}"] = {
             "farthest": farthest(flat(state), reference),
-            "as asked": jax.tree.map(lambda leaf: leaf.sharding, state)
-            == jax.tree.map(lambda leaf: leaf.sharding, abstract),
+            "as asked": shardings(state) == shardings(abstract),
             "sharded leaves": sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)),
         }
     manager.close()

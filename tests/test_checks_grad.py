@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from healthy import EXAMPLE, LOADING, SOUND, context, outcome_of, run_all, spoken, the_one_that_speaks
+from healthy import APART, EXAMPLE, SOUND, context, outcome_of, run_all, spoken, the_one_that_speaks
 
 from checks.grad import contract_problems
 from checks.grad_coverage import modules
@@ -62,7 +62,7 @@ def test_the_healthy_runs_loss_is_covered():
     ],
 )
 def test_a_broken_loss_trips_has_aux_alone_and_shows_where_it_is(spoil, summary):
-    outcome = the_one_that_speaks(context(run=Broken(spoil)), "grad.has-aux", without=LOADING)
+    outcome = the_one_that_speaks(context(run=Broken(spoil)), "grad.has-aux", without=APART)
     assert summary in outcome.summary
     assert outcome.hint.text.startswith("compute_loss returns one floating array [batch, horizon]")
     assert outcome.hint.commands[0].endswith("--only 'grad.*'")
@@ -71,21 +71,21 @@ def test_a_broken_loss_trips_has_aux_alone_and_shows_where_it_is(spoil, summary)
 
 def test_a_bfloat16_loss_trips_has_aux_alone():
     broken = Broken(lambda loss: loss.astype(jnp.bfloat16))
-    outcome = the_one_that_speaks(context(run=broken), "grad.has-aux", without=LOADING)
+    outcome = the_one_that_speaks(context(run=broken), "grad.has-aux", without=APART)
     assert outcome.summary == "[0][0], the loss, is bfloat16[]: its mean should be taken in float32"
     assert outcome.measured == {"compute_loss": "bfloat16[4,50]"}
     assert outcome.expected == {"loss": "float32[]", "aux": "float32[4,50]"}
 
 
 def test_an_error_in_a_loss_is_shown_with_the_users_line():
-    outcome = the_one_that_speaks(context(run=Broken(_raise)), "grad.has-aux", without=LOADING)
+    outcome = the_one_that_speaks(context(run=Broken(_raise)), "grad.has-aux", without=APART)
     assert outcome.evidence[0].startswith(f"{__file__}:")
     assert outcome.evidence[0].endswith('raise KeyError("no such camera")')
 
 
 def test_jaxs_own_message_is_shown_in_one_line_with_the_users_line():
     outcome = the_one_that_speaks(
-        context(run=Broken(lambda loss: loss + jnp.ones((3, 7)))), "grad.has-aux", without=LOADING
+        context(run=Broken(lambda loss: loss + jnp.ones((3, 7)))), "grad.has-aux", without=APART
     )
     assert "compute_loss raises TypeError: add got incompatible shapes for broadcasting: (4, 50), (3, 7)." in (
         outcome.summary
@@ -135,7 +135,7 @@ def test_a_mistake_in_the_steps_loss_fn_trips_has_aux_alone(monkeypatch, returne
         return nnx.value_and_grad(loss_fn, argnums=argnums, **kwargs)(model, rng, batch)
 
     monkeypatch.setattr(step, "loss_and_grads", loss_and_grads)
-    outcome = the_one_that_speaks(context(), "grad.has-aux", without=LOADING)
+    outcome = the_one_that_speaks(context(), "grad.has-aux", without=APART)
     assert summary in outcome.summary
     assert "has_aux=True" in outcome.hint.text
     assert outcome.measured == {"compute_loss": "float32[4,50]"}
@@ -169,7 +169,7 @@ def test_a_model_that_cannot_be_made_is_told_once_with_the_users_line():
             return super().create_model(rng)[0]
 
     run = Unmade(load_run(EXAMPLE, assignments=SOUND).config)
-    outcome = the_one_that_speaks(context(run=run), "config.model", without=LOADING)
+    outcome = the_one_that_speaks(context(run=run), "config.model", without=APART)
     assert outcome.summary.startswith("the model and its optimizer state cannot be made: TypeError: 'Pi0' object is")
     assert outcome.evidence[0].startswith(f"{__file__}:")
 

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 from healthy import GIB, context, outcome_of, the_one_that_speaks
 
+from checks import CHECKLIST
 from checks.device import judged_device, step_roofline
 from preflight.runs import load_run
 from preflight.telemetry.devices import PresentGpu
@@ -111,15 +112,92 @@ def test_lora_and_other_gpus_are_named_where_the_state_is_too_much():
     assert outcome.summary == (
         "NVIDIA A100 SXM 40 GB: parameters, optimizer, EMA, gradients and batch alone take 48.3 GiB, of 30.0 GiB"
     )
-    assert asked == [gpu("a100-40gb")]  # the step itself is not compiled, its LoRA variant is
+    # The step itself is not compiled; its LoRA variant is, and the step over two GPUs.
+    assert asked == [gpu("a100-40gb"), gpu("a100-40gb")]
     assert outcome.hint.text == (
-        "it fits with LoRA (26.4 GiB); or with a GPU whose memory holds the state (h100-80gb, a100-80gb, rtx-pro-6000, "
-        "h200, b200)"
+        "it fits with LoRA (26.4 GiB); or with 2 of them that share the state (fsdp_devices=2: 26.4 GiB each); or with "
+        "a GPU whose memory holds the state (h100-80gb, a100-80gb, rtx-pro-6000, h200, b200)"
     )
     assert outcome.hint.commands[0] == (
         "preflight check pi0_lighter_cup_trossen --set model.paligemma_variant=gemma_2b_lora "
         "--set model.action_expert_variant=gemma_300m_lora --set freeze=none --target a100-40gb"
     )
+    assert outcome.hint.commands[1] == (
+        "preflight check pi0_lighter_cup_trossen --set fsdp_devices=2 --target 2xa100-40gb"
+    )
+
+
+def over_devices(each_gib):
+    """A compiler that answers with what each device of so many takes, state and all; and whom it was asked for."""
+    asked = []
+
+    def compile_(step, device):
+        asked.append(step.mesh)
+        return xla(each_gib[step.num_devices], 0.0)(step, device)
+
+    return compile_, asked
+
+
+def test_a_state_that_the_gpus_share_is_the_first_remedy_of_several_gpus():
+    compile_, asked = over_devices({1: 90, 4: 30})
+    outcome = outcome_of("memory.device", judged("4xh100-80gb", compile_, "ema_decay=0.99"))
+    assert outcome.status == "fail"
+    assert asked == [{}, {"batch": 2, "fsdp": 2}]  # the run, and its state over two of the four
+    assert outcome.hint.text.startswith("it fits with the state shared by 2 GPUs (fsdp_devices=2: 30.0 GiB each)")
+    assert outcome.hint.commands[0] == (
+        "preflight check pi0_lighter_cup_trossen --set ema_decay=0.99 --set fsdp_devices=2 --target 4xh100-80gb"
+    )
+
+
+def test_where_two_shards_are_too_few_all_gpus_share_the_state():
+    answers = iter([90.0, 80.0, 35.0, 90.0])
+    meshes = []
+
+    def compile_(step, device):
+        meshes.append(step.mesh)
+        return xla(next(answers), 0.0)(step, device)
+
+    outcome = outcome_of("memory.device", judged("8xh100-80gb", compile_, "ema_decay=0.99"))
+    assert meshes[1:3] == [{"batch": 4, "fsdp": 2}, {"batch": 1, "fsdp": 8}]
+    assert "the state shared by 8 GPUs (fsdp_devices=8: 35.0 GiB each)" in outcome.hint.text
+
+
+def test_a_run_whose_gpus_share_the_state_is_compiled_for_all_of_them():
+    compile_, asked = over_devices({4: 12})
+    outcome = outcome_of("memory.device", judged("4xh100-80gb", compile_, "fsdp_devices=4"))
+    assert outcome.status == "pass"
+    assert "takes 12.0 GiB of 59.7 GiB (its share of the state 9.1 GiB, temporaries 12.0 GiB)" in outcome.summary
+    assert asked == [{"batch": 1, "fsdp": 4}]
+    # 36.2 GiB in four parts; what is below 4 MiB or a vector is whole on each.
+    assert outcome.measured["parameters_gib"] + outcome.measured["optimizer_gib"] == pytest.approx(STATE / 4, rel=0.01)
+    assert outcome.measured["gradients_gib"] == pytest.approx(12.06 / 4, rel=0.01)
+    # An eighth of pi0's state fits a 24 GB card's share, half of it does not.
+    assert outcome_of("memory.device", judged("8xl4", over_devices({8: 10})[0], "fsdp_devices=8")).status == "pass"
+    too_large = outcome_of("memory.device", judged("8xl4", broken, "fsdp_devices=2"))
+    assert too_large.status == "fail"
+    assert too_large.summary.startswith(
+        "8 x NVIDIA L4: parameters, optimizer, EMA, gradients and batch alone take 24.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("h100-80gb", "which do not divide NVIDIA H100 SXM 80 GB"),
+        ("6xh100-80gb", "which do not divide 6 x NVIDIA H100 SXM 80 GB"),
+        (None, "none of which is here, and --target does not name as many"),
+    ],
+)
+def test_a_state_over_gpus_that_are_not_there_is_not_judged(target, why):
+    checked = judged(target, broken, "fsdp_devices=4")
+    (check,) = [check for check in CHECKLIST if check.id == "memory.device"]
+    outcome = check.run(checked)
+    assert outcome.status == "skip"
+    assert outcome.summary == (
+        f"not judged: the state is shared by 4 GPUs (fsdp_devices), {why}; undivided it takes 36.2 GiB, and gradients "
+        "12.1 GiB"
+    )
+    assert (outcome.hint is None) == (target is not None)
 
 
 def test_nothing_helps_and_that_is_said():

@@ -120,10 +120,21 @@ def test_an_incomplete_checkpoint_is_named_with_the_one_before_it(folder, item):
     shutil.rmtree(folder / "830" / item)
     outcome = the_one_that_speaks(resumed(folder))
     assert outcome.status == "fail"
-    assert outcome.summary == f"checkpoint 830 in {folder} is incomplete: no {item}; the newest before it is 415"
+    assert outcome.summary == (
+        f"checkpoint 830 in {folder} is damaged: {folder}/830/{item}/_METADATA is missing; the newest whole one before "
+        "it is 415"
+    )
     assert str(folder / "830") in outcome.hint.text
     shutil.rmtree(folder / "415")
-    assert CHECK.run(resumed(folder)).summary.endswith("there is none before it")
+    assert CHECK.run(resumed(folder)).summary.endswith("there is no whole one before it")
+
+
+def test_a_file_that_was_cut_short_is_named(folder):
+    path = folder / "830" / "params" / "manifest.ocdbt"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    outcome = the_one_that_speaks(resumed(folder))
+    assert f"{path} has {size - 1} bytes instead of {size};" in outcome.summary
 
 
 def test_a_save_that_was_cut_short_is_named(folder):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from healthy import EXAMPLE, LOADING, SOUND, context, outcome_of, the_one_that_speaks
+from healthy import APART, EXAMPLE, SOUND, context, outcome_of, the_one_that_speaks
 
 from checks.step import METRICS, metric_problems
 from preflight.runs import load_run
@@ -13,7 +13,7 @@ from preflight.training import state as training_state
 from preflight.training import step
 
 # The backward pass at small size has tests of its own and does not look at the step.
-WITHOUT = (*LOADING, "grad.finite")
+WITHOUT = (*APART, "grad.finite")
 real_step = step.train_step
 at = dataclasses.replace
 

@@ -10,7 +10,8 @@ import openpi_fork
 import pytest
 from command import PREFLIGHT
 
-pytestmark = [*openpi_fork.MARKS, pytest.mark.slow]
+# A test may wait for two runs, each of which compiles its step for minutes.
+pytestmark = [*openpi_fork.MARKS, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STEPS = 3
 STATISTICS = """
@@ -47,14 +48,22 @@ def run(words, lab, timeout=540):
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
+def flown(lab, name, *assignments):
+    """A short run with our loop; returns its folder."""
+    settings = (f"num_train_steps={STEPS}", "log_interval=1", *assignments)
+    words = ["--exp-name", name, *(word for setting in settings for word in ("--set", setting))]
+    done = run([PREFLIGHT, "train", "g1_small", "--openpi", str(lab[1]), *words], lab)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return lab[0] / "checkpoints" / "g1_small" / name
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def trained(lab):
-    """A short run with our loop."""
-    _, fork, _ = lab
-    words = ["--exp-name", "ours", "--set", f"num_train_steps={STEPS}", "--set", "log_interval=1"]
-    done = run([PREFLIGHT, "train", "g1_small", "--openpi", str(fork), *words], lab)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return lab[0] / "checkpoints" / "g1_small" / "ours"
+    return flown(lab, "ours")
 
 
 PYTHON_ON_FORK = """
@@ -73,7 +82,7 @@ def on_fork(code, lab):
 
 
 def test_steps_are_logged_and_saved(trained):
-    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(trained)
     assert lines[-1]["step"] == STEPS - 1
     assert all(line["loss"] < 100 for line in lines)
     assert {"ema_distance", "update_ratio", "loss_max"} <= lines[-1].keys()
@@ -83,6 +92,28 @@ def test_steps_are_logged_and_saved(trained):
         "train_state",
     ]
     assert (trained / str(STEPS - 1) / "assets" / "lab" / "g1" / "norm_stats.json").is_file()
+
+
+SHARDED = """
+import jax
+from preflight.runs import load_run
+from preflight.training.mesh import make_mesh
+from preflight.training.state import state_sharding
+
+places = jax.tree.leaves(state_sharding(load_run("g1_small", stack="openpi"), make_mesh(2)))
+print(json.dumps(sum(not place.is_fully_replicated for place in places)))
+"""
+
+
+def test_two_devices_that_share_the_state_train_with_the_losses_of_one(lab, trained):
+    folder, fork, environment = lab
+    two = environment | {"XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count=2"}
+    shared = flown((folder, fork, two), "shared", "fsdp_devices=2")
+    for name in ("loss", "grad_norm", "param_norm", "ema_distance"):
+        losses, wanted = ([line[name] for line in logged(where)] for where in (shared, trained))
+        assert losses == pytest.approx(wanted, rel=2e-4), name
+    # The embedding, its average and its two moments; the small model's other arrays are below openpi's bound.
+    assert on_fork(SHARDED, (folder, fork, two)) >= 4
 
 
 LOSSES = """

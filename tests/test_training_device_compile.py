@@ -7,11 +7,12 @@ import os
 import jax
 import jax.numpy as jnp
 import pytest
+from toy_run import toy_run
 
 from preflight.telemetry.targets import gpu
-from preflight.training.compile_child import sizes_of_allocations
+from preflight.training.compile_child import main, sizes_of_allocations
 from preflight.training.device_compile import CompilerError, compile_step_for, target_config
-from preflight.training.lowered import LoweredStep
+from preflight.training.lowered import LoweredStep, lower_step
 
 MIB = 2**20
 
@@ -25,6 +26,28 @@ def step_of(function):
     )
     jitted = jax.jit(function)
     return LoweredStep(jitted.trace(*arguments), jitted, arguments)
+
+
+def test_a_step_that_gpus_share_is_compiled_for_all_of_them():
+    """The toy's two layers of 4 MiB, over two devices of each kind: half of the state on each."""
+    run = toy_run("ema_decay=0.9")
+    for device in ("cpu", gpu("h100-80gb")):
+        whole = compile_step_for(lower_step(run, 8), device)
+        shared = compile_step_for(lower_step(run, 16, fsdp_devices=2, num_devices=2), device)
+        layers = 4 * 8 * MIB  # parameters, average and the two moments
+        assert whole.aliases - shared.aliases == pytest.approx(layers / 2, rel=0.01)
+        assert shared.compiler == whole.compiler
+
+
+def test_a_step_for_more_gpus_than_are_here_is_no_verdict(tmp_path):
+    step = lower_step(toy_run("ema_decay=0.9"), 16, fsdp_devices=2, num_devices=2)
+    (tmp_path / "step").write_bytes(step.serialize("cpu"))
+    (tmp_path / "mesh").write_text(json.dumps({"batch": 32, "fsdp": 2}))
+    main(tmp_path)
+    found = len(jax.devices())
+    assert json.loads((tmp_path / "answer").read_text()) == {
+        "unknown": f"jax finds {found} devices to compile for, and the step is for 64"
+    }
 
 
 def update(seed, state, batch):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 
 Tree = TypeVar("Tree")
+Mesh: TypeAlias = (
+    jax.sharding.Mesh | jax.sharding.AbstractMesh
+)  # abstract: a step is traced for devices that are not here
 
-_MESH: ContextVar[jax.sharding.Mesh | None] = ContextVar("mesh", default=None)
+_MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
-def activations_on(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
+def activations_on(mesh: Mesh | None) -> Iterator[None]:
     """Divides the activations of what is traced inside over the mesh, by the batch; with None they are left to XLA."""
     token = _MESH.set(mesh)
     try:
@@ -24,7 +27,7 @@ def activations_on(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
         _MESH.reset(token)
 
 
-def activation_mesh() -> jax.sharding.Mesh | None:
+def activation_mesh() -> Mesh | None:
     """The mesh of `activations_on`, for a stack that has its own way to constrain them."""
     return _MESH.get()
 

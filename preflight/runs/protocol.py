@@ -41,6 +41,19 @@ class StagedDataset(MapDataset, Protocol):
         ...
 
 
+class BatchStagedDataset(MapDataset, Protocol):
+    """A `StagedDataset` that makes a batch's samples together, as loaders then ask it to."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Any]: ...
+
+    def batch_stages(self) -> Sequence[tuple[str, Callable[[Any], Any]]]:
+        """The stages of `__getitems__` by name, in order.
+
+        The first takes the indices, each other one what the one before it gave; the last gives the samples.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
     """Plain values of a run, known without building anything."""
@@ -79,6 +92,9 @@ class Facts:
     decodes_all_cameras: bool = False  # whether the reader decodes cameras that the model never sees, too
     gradient_accumulation_steps: int = 1  # steps whose gradients make one update of the parameters
     fsdp_devices: int = 1  # devices that share one copy of the state
+    max_worker_restarts: int = 3  # loader workers that may die and be replaced
+    on_bad_sample: Literal["raise", "skip"] = "raise"  # what a sample that cannot be read does
+    max_skipped: int = 100  # different samples that may be skipped
     worker_modules: tuple[str, ...] = ()  # what samples are made with, imported once for all loader workers
 
     @property

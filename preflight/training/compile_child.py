@@ -1,12 +1,14 @@
 """The process that compiles: `python -P compile_child.py FOLDER`. Imports jax and nothing of ours.
 
-FOLDER holds `step` (a serialized `jax.export.Exported`) and, for a GPU that is not here, `target` (XLA's description of
-it); `answer` is written there as JSON.
+FOLDER holds `step` (a serialized `jax.export.Exported`), `mesh` (the sizes of its mesh's axes by name, as JSON; none
+for a step on one device) and, for a GPU that is not here, `target` (XLA's description of it); `answer` is written there
+as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 import sys
@@ -30,14 +32,24 @@ def main(folder: Path) -> None:
 
 def _compile(folder: Path) -> dict[str, Any]:
     import jax
+    import numpy as np
     from jax import export
 
-    device = _device(folder)
-    if isinstance(device, dict):
-        return device
+    axes = json.loads((folder / "mesh").read_text(encoding="utf-8"))
+    devices = _devices(folder, math.prod(axes.values()))
+    if isinstance(devices, dict):
+        return devices
+    device = devices[0]
     exported = export.deserialize(bytearray((folder / "step").read_bytes()))
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding) for aval in exported.in_avals]
+    if axes:
+        mesh = jax.sharding.Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes))
+        places = exported.in_shardings_jax(mesh)
+    else:
+        places = (jax.sharding.SingleDeviceSharding(device),) * len(exported.in_avals)
+    avals = [
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=place)
+        for aval, place in zip(exported.in_avals, places, strict=True)
+    ]
     arguments, _ = jax.tree.unflatten(exported.in_tree, avals)
     lowered = jax.jit(exported.call, donate_argnums=1).lower(*arguments)
     began = time.perf_counter()
@@ -83,16 +95,19 @@ def sizes_of_allocations(text: str) -> dict[str, int]:
     return sizes
 
 
-def _device(folder: Path) -> Any:
-    """The device to compile for, or the answer that says what is missing and which extra of ours brings it."""
+def _devices(folder: Path, count: int) -> Any:
+    """The devices to compile for, or the answer that says what is missing and which extra of ours brings it."""
     import jax
 
     if not (folder / "target").exists():
         try:
-            return jax.devices()[0]
+            found = jax.devices()
         except (RuntimeError, AssertionError) as error:
             why = next(iter(str(error).splitlines()), "") or type(error).__name__
             return {"missing": f"jax finds no GPU to compile for ({why[:200]})", "extra": "cuda12"}
+        if len(found) < count:
+            return {"unknown": f"jax finds {len(found)} devices to compile for, and the step is for {count}"}
+        return found[:count]
     import importlib.util
     from importlib import metadata
 
@@ -113,8 +128,10 @@ def _device(folder: Path) -> Any:
     from jax.experimental import topologies
 
     description = (folder / "target").read_text(encoding="utf-8")
-    topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology="1x1x1")
-    return topology.devices[0]
+    # Slices, hosts of each and GPUs of each.
+    shape = f"1x1x{count}"
+    topology = topologies.get_topology_desc(platform="cuda", target_config=description, topology=shape)
+    return topology.devices
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class CompilerError(PreflightError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes of a compiled train step on one device, as XLA assigned them."""
+    """Bytes of a compiled train step on one of its devices, as XLA assigned them."""
 
     arguments: int  # state and batch
     outputs: int  # the new state and the metrics
@@ -144,8 +144,10 @@ def compile_step_for(step: LoweredStep, device: GpuSpec | str, *, timeout_s: flo
         folder = Path(name)
         (folder / "step").write_bytes(step.serialize("cpu" if device == "cpu" else "cuda"))
         environ = {**os.environ, "JAX_PLATFORMS": "cuda" if device == "cuda" else "cpu"}
-        # One device is compiled for, however many a test pretends to have.
+        (folder / "mesh").write_text(json.dumps(step.mesh), encoding="utf-8")
+        # As many are compiled for as the step is for, however many a test pretends to have.
         flags = [f for f in environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+        flags += [f"--xla_force_host_platform_device_count={step.num_devices}"] if device == "cpu" else []
         if isinstance(device, str):
             # Looking must not take three quarters of the GPU that is looked at.
             environ |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -12,6 +12,7 @@ from preflight.errors import DataError, NotCovered, PreflightError
 from preflight.runs.openpi.cache import MissingTokenizer, NotCachedError, cached, fetch_command, from_cache, place_of
 from preflight.runs.openpi.facts import FORMATS, facts_of
 from preflight.runs.openpi.install import ONE_AT_A_TIME, openpi
+from preflight.runs.openpi.open_videos import keep_videos_open
 from preflight.runs.openpi.samples import HandedOver, OpenpiSamples, users_error
 from preflight.runs.protocol import Prompt, Statistics, command_line
 
@@ -90,6 +91,7 @@ class OpenpiData:
             try:
                 with ONE_AT_A_TIME:
                     raw = create(data, model.action_horizon, model)
+                    keep_videos_open(raw)
                     apart = transform(HandedOver(), data)
                 self._dataset = OpenpiSamples(transform(raw, data), root, raw=raw, transformed=apart)
             except Exception as error:

@@ -61,7 +61,8 @@ class OpenpiRun(OpenpiData):
             model.train()
         # A copy: openpi's from_dict writes into the dict of images.
         observation = openpi("models.model", "Observation").from_dict({**batch, "image": dict(batch["image"])})
-        with _mesh_of_openpi():
+        # Which mesh its models divide their activations over is a switch of the whole process, too.
+        with ONE_AT_A_TIME, _mesh_of_openpi():
             return model.compute_loss(rng, observation, batch["actions"], train=train)
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -177,8 +178,7 @@ class OpenpiRun(OpenpiData):
         with ONE_AT_A_TIME:
             before, _ = script.init_train_state(self.config, key, sharding.make_mesh(1), resume=True)
             batch = self.config.model.inputs_spec(batch_size=self.config.batch_size)
-        step = functools.partial(script.train_step, self.config)
-        result = jax.eval_shape(step, key, before, batch)
+            result = jax.eval_shape(functools.partial(script.train_step, self.config), key, before, batch)
         if not (isinstance(result, tuple) and len(result) == 2):
             many = f" of {len(result)}" if isinstance(result, tuple) else ""
             raise TypeError(f"train_step gives a {type(result).__name__}{many} in the place of (state, metrics)")

@@ -25,6 +25,12 @@ KEYS = (
 # What jax makes of numpy's dtypes when a batch goes to the device.
 _ON_DEVICE = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.float64): np.dtype(np.float32)}
 
+# LeRobot decodes with torchcodec wherever it is installed, else with PyAV, which brings an FFmpeg of its own.
+_DECODER = (
+    "torchcodec needs the libraries of FFmpeg 4 to 7 on the machine: `apt install ffmpeg`; or do without it, `uv pip "
+    "uninstall torchcodec`: LeRobot then decodes with PyAV"
+)
+
 
 class OpenpiSamples:
     """openpi's transformed dataset as nested dicts of numpy arrays, of the dtypes that they will have on the device.
@@ -81,6 +87,8 @@ class HandedOver:
 
 def users_error(what: str, error: Exception) -> DataError:
     """An error of the user's own transforms or config, with their line."""
+    if "libtorchcodec" in str(error):  # whose own message is a page long, and nobody's line
+        return DataError(f"{what}: torchcodec is installed and cannot be loaded", _DECODER)
     where = user_line(error, or_ours=False)
     return DataError(f"{what}: {one_line(error)}" + (f" (at {where})" if where else ""))
 
