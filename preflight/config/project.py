@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preflight.config.load import read_toml
+from preflight.config.watch import WatchSettings, read_watch
 from preflight.errors import UsageError
 from preflight.suggest import unknown
 
@@ -21,6 +22,7 @@ class Project:
     stack: str | None = None  # auto, native or openpi
     ignore: dict[str, str] = field(default_factory=dict)  # check id -> reason
     expect: dict[str, Any] = field(default_factory=dict)  # dotted config key -> the value it must have
+    watch: WatchSettings = field(default_factory=WatchSettings)  # the rules that watch its runs
 
 
 def find_project(start: Path) -> Project:
@@ -45,7 +47,7 @@ def find_project(start: Path) -> Project:
 
 
 def _parse(path: Path, table: dict[str, Any]) -> Project:
-    kinds: dict[str, type] = {"config": str, "stack": str, "ignore": dict, "expect": dict}
+    kinds: dict[str, type] = {"config": str, "stack": str, "ignore": dict, "expect": dict, "watch": dict}
     for key, value in table.items():
         if key not in kinds:
             message, hint = unknown("key", key, kinds)
@@ -60,7 +62,12 @@ def _parse(path: Path, table: dict[str, Any]) -> Project:
     if config is not None and config.endswith(".toml"):
         config = str(path.parent / config)
     return Project(
-        path=path, config=config, stack=table.get("stack"), ignore=ignore, expect=_flatten(table.get("expect", {}))
+        path=path,
+        config=config,
+        stack=table.get("stack"),
+        ignore=ignore,
+        expect=_flatten(table.get("expect", {})),
+        watch=read_watch(str(path), table.get("watch", {})),
     )
 
 

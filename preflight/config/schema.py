@@ -53,6 +53,10 @@ class DataConfig:
     cameras: dict[str, str] = field(default_factory=dict)  # model slot -> dataset key; others are masked out
     # Videos to 224x224: by FFmpeg's scaler on the way out of the decoder, or to openpi's very pixels at half the speed.
     resize: Literal["swscale", "pil"] = "swscale"
+    # Frames as the model sees them are kept, not decoded again: in a cache that is made before the run, on disk, or in
+    # shared memory as they are read for the first time.
+    cache: Literal["off", "memory", "disk"] = "off"
+    cache_dir: Path | None = None  # where caches on disk lie; none: frames/ in preflight's own cache folder
     # Samples are shuffled among so many episodes at a time; none: among all.
     shuffle_window: int | None = None
     on_bad_sample: Literal["raise", "skip"] = "raise"  # skip: a sample that cannot be read gives way to the next one

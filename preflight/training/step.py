@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -113,12 +113,13 @@ def _kernels(params: nnx.State) -> list[jax.Array]:
     return [leaf for keys, leaf in leaves if leaf.ndim > 1 and not parameter_path(keys).endswith(_NOT_KERNELS)]
 
 
-def compile_step(run: Run, mesh: jax.sharding.Mesh) -> Callable[..., tuple[TrainState, Metrics]]:
+def compile_step(run: Run, mesh: jax.sharding.Mesh, *, metrics: Collection[str] | None = None) -> jax.stages.Wrapped:
     """The jitted step `(rng, state, batch) -> (state, metrics)`; the state's buffers are donated.
 
     Args:
         run: The run.
         mesh: See `preflight.training.mesh`; the state lies as `state_sharding` says, the batch as `by_sample`.
+        metrics: Those that are computed; all of them where it is None.
     """
     structure = model_def(run)
     state_places, whole = state_sharding(run, mesh), replicated(mesh)
@@ -126,7 +127,9 @@ def compile_step(run: Run, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Train
     # Annotated loosely: whether a step keeps its contract is what the check `step.contract` asks.
     def step(rng: jax.Array, state: Any, batch: Any) -> Any:
         with activations_on(mesh if shards_state(mesh) else None):
-            return train_step(run, structure, rng, state, batch)
+            made = train_step(run, structure, rng, state, batch)
+        # What is not given back, XLA does not compute.
+        return made if metrics is None else (made[0], {name: made[1][name] for name in metrics})
 
     return jax.jit(
         step,

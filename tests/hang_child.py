@@ -1,0 +1,14 @@
+"""A run whose loader gets stuck, in a process of its own, since the watch ends it: `hang_child.py BASE`."""
+
+import sys
+
+from toy_run import flying_toy
+
+from preflight.config.watch import read_watch
+from preflight.training.folder import run_folder
+from preflight.training.loop import train
+
+if __name__ == "__main__":
+    toy = flying_toy(sys.argv[1], "num_workers=1", "save_interval=3", stuck_step=6)
+    rules = read_watch("here", {"hang": {"severity": "stop", "seconds": 1.5, "factor": 3}})
+    train(toy, run_folder(toy.facts, "run"), watch=rules, on_end=lambda summary: sys.stdout.write(summary.exit))
