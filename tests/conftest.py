@@ -21,6 +21,10 @@ os.environ.pop("WANDB_API_KEY", None)
 # A shell that runs the tests in the background lets them ignore Ctrl-C, and all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Else every process that a test starts would compile torch's, jax's and LeRobot's sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # What is expensive is made once and shared by all tests, the processes they start, and the next run.
 os.environ["PREFLIGHT_CACHE"] = str(_CACHE / "preflight")
 if metadata.version("jax").startswith("0.5."):

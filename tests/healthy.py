@@ -28,11 +28,12 @@ HEALTHY = Probes(
     ),
 )
 # Each has tests of its own.
-LOADING = ("memory.workers", "loader.first-batch", "loader.throughput")  # they start workers
+LOADING = ("memory.workers", "loader.first-batch", "loader.throughput", "loader.starvation")  # they start workers
 STEPPING = ("step.contract", "step.recompile", "grad.finite")  # they trace or make whole steps
 REHEARSING = ("storage.write",)  # it writes a checkpoint
 TARGETED = ("step.roofline",)  # speaks of a GPU, on which a toy model is no good fit
-SLOW = (*LOADING, *STEPPING, *REHEARSING, *TARGETED)
+APART = (*LOADING, *REHEARSING)  # each starts processes, which takes seconds
+SLOW = (*APART, *STEPPING, *TARGETED)
 
 
 def context(*assignments, run=None, **changes):

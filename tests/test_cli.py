@@ -52,6 +52,7 @@ def test_help_names_every_command(tmp_path):
         "list-configs",
         "list-checks",
         "explain",
+        "cache",
         "norm-stats",
         "demo-data",
         "env",
@@ -128,10 +129,14 @@ def test_a_missing_dataset_is_not_cleared(tmp_path, make, said):
     assert said in re.sub(r"\s+", " ", done.stdout)
     assert "blocked by data.present" in done.stdout
     assert "Verdict: NOT CLEARED" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_without_its_dataset_the_loader_is_not_measured(tmp_path):
     bench = preflight("bench-loader", EXAMPLE, "--set", "data.root=d", cwd=tmp_path)
     assert (bench.returncode, bench.stdout) == (3, "")
-    assert said in bench.stderr
-    assert "Traceback" not in bench.stderr + done.stderr
+    assert "no such folder" in bench.stderr
+    assert "Traceback" not in bench.stderr
 
 
 def test_exit_codes_of_a_verdict(tmp_path):
@@ -285,17 +290,41 @@ def test_sigterm_saves_too(tmp_path):
     assert (code, "SIGTERM: saving a checkpoint" in output) == (130, True), output
 
 
-def test_a_save_that_fails_is_one_sentence(tmp_path):
+def test_sigterm_before_the_first_step_leaves_nothing(tmp_path):
+    words = ["train", EXAMPLE, *TINY, "--exp-name", "early", "--set", "num_workers=2"]
+    code, output = interrupt_when(words, cwd=tmp_path, sign="Training config", number=signal.SIGTERM)
+    assert (code, "Traceback" in output) == (130, False), output
+    assert not any(tmp_path.iterdir())
+
+
+def test_saves_that_fail_are_a_sentence_each_and_the_last_is_the_runs(tmp_path):
     words = " ".join(
         ["train", EXAMPLE, *TINY, "--exp-name", "small", "--set", "num_workers=0", "--set", "save_interval=3"]
     )
     # No file may grow beyond 1 MiB: the camera views and metrics can be written, the parameters cannot.
     done = shell(f"ulimit -f 1024; {PREFLIGHT} {words} --set wandb_enabled=false", tmp_path)
     assert done.returncode == 3, done.stderr
-    assert "preflight: checkpoint 3 could not be saved: " in done.stderr
+    assert "warn: checkpoint.save at step 3: checkpoint 3 could not be saved: " in done.stdout
+    assert "preflight: the last save failed: checkpoint 39 could not be saved: " in done.stderr
+    assert "no checkpoint is kept so far" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     left = {p.name for p in (tmp_path / "checkpoints/g1/small").iterdir()}
-    assert left == {"config.json", "metrics.jsonl", "camera_views"}
+    assert left >= {"config.json", "metrics.jsonl", "camera_views", "summary.json"}
+    assert not any(name[0].isdigit() for name in left)
+    assert json.loads((tmp_path / "checkpoints/g1/small/summary.json").read_text())["exit"] == "failed"
+    assert "Training failed: " in done.stdout
+
+
+def test_a_run_that_the_watch_stops_exits_5(tmp_path):
+    (tmp_path / "preflight.toml").write_text(
+        '[watch]\n"loss.range" = { low = 1e6, high = 1e9, steps = 2, severity = "stop" }'
+    )
+    words = ["train", EXAMPLE, *TINY, "--exp-name", "stopped", "--set", "num_workers=0", "--set", "wandb_enabled=false"]
+    done = preflight(*words, cwd=tmp_path)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "stop: loss.range at step " in done.stdout
+    assert re.search(r"^Training stopped: \d+ steps in .*\n  why           loss.range: ", done.stdout, re.MULTILINE)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_that_is_not_cleared_exits_3_and_leaves_nothing(tmp_path):
@@ -317,8 +346,23 @@ def test_a_cleared_run_carries_its_clearance(tmp_path):
     assert clearance["verdict"] == "cleared-with-warnings"
     assert "Training config: g1 with 2 workers\n" in done.stdout
     assert re.search(r"^Step 2: loss=\S+, grad_norm=\S+, .* \| \d+\.\d\d steps/s$", done.stdout, re.MULTILINE)
-    for kept in ("metrics.jsonl", "camera_views", "wandb_id.txt", "3"):
+    for kept in (
+        "metrics.jsonl",
+        "telemetry.jsonl",
+        "summary.json",
+        "report.html",
+        "camera_views",
+        "wandb_id.txt",
+        "3",
+    ):
         assert (folder / kept).exists()
+    assert "  report        checkpoints/g1/y/report.html\n" in done.stdout
+    # What the checklist foretold is held against what was seen.
+    told = json.loads(preflight("report", str(folder), "--format", "json", cwd=tmp_path).stdout)
+    assert (told["verdict"]["state"], told["figures"]["goodput"] > 0) == ("completed", True)
+    judged = {row["name"]: row["judgement"] for row in told["forecast"]}
+    for name in ("Steps per second", "RAM of the loader's workers", "RAM of the whole run", "Size of a checkpoint"):
+        assert judged[name] in ("held", "above"), judged
     again = preflight(*words, cwd=tmp_path)
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
 

@@ -187,7 +187,10 @@ class Floats:
     ("change", "said"),
     [
         (lambda picture: picture / np.float32(127.5) - 1, []),
-        (lambda picture: picture.astype(np.float32), ["base_0_rgb: values from 0 to 254, the model expects -1 to 1"]),
+        (
+            lambda picture: picture.astype(np.float32),
+            ["base_0_rgb: values from 0 to {most}, the model expects -1 to 1"],
+        ),
     ],
 )
 def test_float_pictures_are_drawn_as_the_model_takes_them(change, said):
@@ -196,7 +199,9 @@ def test_float_pictures_are_drawn_as_the_model_takes_them(change, said):
     pixels = samples[0]["image"]["base_0_rgb"]
     run.dataset = lambda: Floats(samples, change)
     row = gather(run).rows[0]
-    assert [text for text, tone in row.lines if tone == "alarm"] == said
+    # How bright the brightest pixel is, is the decoder's doing on this CPU.
+    expected = [line.format(most=pixels.max()) for line in said]
+    assert [text for text, tone in row.lines if tone == "alarm"] == expected
     # What is not in range is not put right for the eye: nearly all is white then.
     np.testing.assert_array_equal(row.pictures["base_0_rgb"], np.where(pixels > 0, 255, 128) if said else pixels)
 

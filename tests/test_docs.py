@@ -12,7 +12,9 @@ import pytest
 
 from checks import CHECKLIST
 from preflight.config.builtin import BUILTIN_CONFIGS
+from preflight.config.project import find_project
 from preflight.config.schema import DataConfig
+from preflight.config.watch_rules import RULES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +33,7 @@ OTHER_TYPER = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", [pytest.param("commands.md", marks=OTHER_TYPER), "checks.md"])
+@pytest.mark.parametrize("name", [pytest.param("commands.md", marks=OTHER_TYPER), "checks.md", "watch.md"])
 def test_generated_pages_are_up_to_date(generated, name):
     assert (ROOT / "docs" / name).read_text() == (generated / name).read_text(), "run `make docs`"
 
@@ -48,6 +50,14 @@ def test_the_readme_names_only_what_exists():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_the_watchs_example_is_one(tmp_path):
+    [example] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/watch.md").read_text(), re.DOTALL)
+    (tmp_path / "pyproject.toml").write_text(example)
+    rules = find_project(tmp_path).watch.rules
+    assert RULES.keys() - rules.keys() == {"loss.range"}
+    assert (rules["grad.max"]["high"], rules["grad.max"].severity, rules["hang"]["seconds"]) == (400, "stop", 900)
 
 
 def test_the_run_file_in_the_readme_is_the_example():

@@ -390,6 +390,16 @@ def test_forecasts_are_held_against_what_was_seen(folder):
     assert forecast(folder, "Memory of the fullest GPU")["judgement"] == "not-applicable"
 
 
+def test_a_gpus_memory_is_judged_by_what_the_allocator_counted(tmp_path):
+    folder = run_folder(tmp_path, summary=SUMMARY | {"device_peak_bytes": 54 * 2**30})
+    measure(folder, "memory.device", step_gib=55.1)
+    row = forecast(folder, "Memory of the fullest GPU")
+    assert (row["judgement"], row["observed"]) == ("held", 54 * 2**30)
+    assert row["ratio"] == pytest.approx(54 / 55.1)
+    measure(folder, "memory.device", step_gib=40.0)
+    assert forecast(folder, "Memory of the fullest GPU")["judgement"] == "above"
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(60, 400))
 def test_a_falling_loss_under_noise_and_spikes_falls(seed, count):

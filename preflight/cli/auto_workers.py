@@ -26,12 +26,14 @@ def measured_workers(run: Run, *, seconds_a_point: float = _SECONDS_A_POINT) -> 
         The number to use; None where the loader could not be measured: the checks say what is wrong with it.
     """
     from bench.sweep import sweep
+    from preflight.cli.cache import prepare_frames
     from preflight.data.loader import start_worker_server
     from preflight.telemetry.cpus import usable_cpus
 
     facts, cores = run.facts, max(1, int(usable_cpus().count))
     try:
         start_worker_server(facts.worker_modules)
+        prepare_frames(run)
         demand = _demand(run)
         result = sweep(
             run.dataset(),

@@ -106,10 +106,12 @@ def bench_loader(
 
     baseline = None if compare is None else load_baseline(compare)
     run, _ = open_run(config, stack, set_, openpi)
+    from preflight.cli.cache import prepare_frames
     from preflight.data.loader import start_worker_server
 
     # The server's imports run beside ours.
     start_worker_server(run.facts.worker_modules)
+    prepare_frames(run)
     from bench.comparison import compare as compared_with
     from bench.table import render_comparison, render_table
 

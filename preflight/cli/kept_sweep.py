@@ -90,7 +90,7 @@ def measured(
             on_point=keep,
             files=dataset_files(root) if (root := _folder(run)) is not None else (),
             cold=cold,
-            attribution_s=ATTRIBUTION_S,
+            attribution_s=min(ATTRIBUTION_S, max_seconds),
             run_samples=facts.batch_size * facts.num_train_steps,
         )
     except BaseException:

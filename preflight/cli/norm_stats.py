@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -21,6 +20,7 @@ from preflight.cli.options import (
     output_file,
     output_option,
 )
+from preflight.cli.progress import frames_progress
 from preflight.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _report(run: Run, *, write: bool) -> dict[str, Any]:
             "name a place of your own, as with --set data.assets.assets_dir=none --set data.assets.asset_id=NAME",
         )
     path = place.path or Path("assets") / run.facts.name / _asset_id(run, root) / "norm_stats.json"
-    with _progress() as progress:
+    with frames_progress() as progress:
         stats, summaries = exact_stats(run.all_before_normalisation(), progress=progress)
     info = read_info(root)
     if any(_has_nan(each) for each in stats.values()):
@@ -199,21 +199,6 @@ def _write(stats: Mapping[str, NormStats], path: Path) -> str | None:
     except OSError as error:
         raise explain(error, path) from error
     return None if kept is None else str(kept)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the frames are gone through; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    if not sys.stderr.isatty():
-        # Some versions of rich end even a bar that is disabled with an empty line.
-        yield lambda done, total: None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("frames", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _render(report: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def demo_progress() -> Callable[[int, int], None]:
@@ -21,6 +22,23 @@ def demo_progress() -> Callable[[int, int], None]:
         said = True
 
     return on_frames
+
+
+@contextmanager
+def frames_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while frames are gone through; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        # Some versions of rich end even a bar that is disabled with an empty line.
+        yield lambda done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # What is written to stderr meanwhile goes above the bar.
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("frames", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class TrainProgress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
 import threading
 from datetime import datetime
@@ -12,14 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from preflight.cli.options import ConfigArgument, OpenpiOption, SetOption, StackOption, one_of, open_run
-from preflight.errors import EXIT_INTERRUPTED, EXIT_NOT_CLEARED, UsageError
+from preflight.errors import EXIT_CLEARED, EXIT_INTERRUPTED, EXIT_NOT_CLEARED, EXIT_WATCH_STOPPED, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from preflight.runs import Facts
-    from preflight.training.loop import Summary
+    from preflight.training.clocks import Clock
+    from preflight.training.summary import Summary
 
+_NAMES: dict[Clock, str] = {
+    "start": "start",
+    "compile": "compile",
+    "data_wait": "waiting for data",
+    "host": "host",
+    "checkpoint": "checkpoints",
+}
 TRAINERS = ("preflight", "openpi")
 
 
@@ -59,7 +68,8 @@ def train(
 ) -> int:
     """Train with instruments.
 
-    Exit codes: 0 done, 2 usage or config, 3 not cleared (nothing is left behind), 130 interrupted (and saved).
+    Exit codes: 0 done, 2 usage or config, 3 not cleared (nothing is left behind) or failed (the last save, too), 5 the
+    watch stopped the run, 130 interrupted by Ctrl-C, SIGTERM or SIGHUP (and saved).
     """
     from preflight.training.folder import refuse_folder, run_folder
 
@@ -73,6 +83,9 @@ def train(
         raise UsageError("--resume needs --exp-name", "it names the run to go on with")
     if ignore and not after_checks:
         raise UsageError("--ignore has no meaning without --after-checks")
+    # Until the loop takes the signals over, a SIGTERM ends the command as Ctrl-C does, and what it has started.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = run_folder(run.facts, exp_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     refuse_folder(folder, overwrite=overwrite, resume=resume)
 
@@ -91,12 +104,14 @@ def train(
         sys.stdout.write("\n")
     if trainer == "openpi":
         return _launch(run, folder, overwrite, resume, clearance)
+    from preflight.cli.cache import prepare_frames
     from preflight.cli.progress import TrainProgress
     from preflight.data.loader import start_worker_server
     from preflight.training.loop import train as fly
 
     if run.facts.num_workers:
         start_worker_server(run.facts.worker_modules)
+    prepare_frames(run)
     threading.excepthook = _end_quietly
     sys.unraisablehook = _drop_late_results
     with TrainProgress(run.facts.num_train_steps) as progress:
@@ -106,11 +121,20 @@ def train(
             overwrite=overwrite,
             resume=resume,
             clearance=clearance,
+            watch=project.watch,
             say=progress.say,
             on_step=progress.advance,
+            on_end=lambda summary: progress.say(_closing(summary, run.facts)),
+            leave=_leave,
         )
-    sys.stdout.write(_closing(summary, run.facts))
-    return EXIT_INTERRUPTED if summary.interrupted else 0
+    return {"interrupted": EXIT_INTERRUPTED, "stopped": EXIT_WATCH_STOPPED}.get(summary.exit, EXIT_CLEARED)
+
+
+def _leave() -> None:
+    from preflight.cli.process_end import end_process
+
+    print("interrupted, at once", file=sys.stderr, flush=True)  # noqa: T201
+    end_process(EXIT_INTERRUPTED)
 
 
 def _launch(run: Any, folder: Path, overwrite: bool, resume: bool, clearance: dict[str, Any] | None) -> int:
@@ -159,21 +183,30 @@ def _closing(summary: Summary, facts: Facts) -> str:
     from preflight.runs import command_line
 
     folder = summary.folder
-    hours = summary.seconds / 3600
-    spent = f"{summary.seconds:.0f} s" if summary.seconds < 600 else f"{hours:.2f} h"
+    ended = f"Training {summary.exit}" + (f" {summary.reason}" if summary.interrupted else "")
+    pace = f", {summary.steps_per_sec:.2f} steps/s" if summary.steps > 1 else ""
+    loss = f"loss {summary.last_loss:.4g} (best {summary.best_loss:.4g})"
+    others = ", ".join(f"{label} {_spent(summary.clocks[name])}" for name, label in _NAMES.items())
     lines = [
-        f"Training {'interrupted' if summary.interrupted else 'completed'}: {summary.steps} steps in {spent}"
-        + (f" ({summary.steps_per_sec:.2f} steps/s)" if summary.steps > 1 else "")
-        + f", first step {summary.first_step_s:.1f} s, loss {summary.last_loss:.4g} (best {summary.best_loss:.4g})",
+        f"{ended}: {summary.steps} steps in {_spent(summary.seconds)}{pace}, {loss}",
+        f"  goodput       {summary.goodput:.0%} of the time in steps; {others}",
         f"  metrics       {folder / 'metrics.jsonl'}",
     ]
+    if summary.exit == "stopped":
+        lines.insert(1, f"  why           {summary.reason}")
     if summary.camera_views:
         lines.append(f"  camera views  {folder / 'camera_views'} ({len(summary.camera_views)} pictures)")
     if summary.checkpoints:
         steps = ", ".join(str(step) for step in summary.checkpoints)
         lines.append(f"  checkpoints   {folder} (steps {steps})")
+    if summary.report is not None:
+        lines.append(f"  report        {summary.report}")
     if summary.wandb_sync:
         lines.append(f"  wandb         offline; upload with: {summary.wandb_sync}")
-    if summary.interrupted:
+    if summary.exit != "completed":
         lines.append(f"  go on with    {command_line(facts, 'train', '--exp-name', folder.name, '--resume')}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _spent(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"

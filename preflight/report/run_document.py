@@ -22,7 +22,7 @@ from preflight.report.run_verdict import outdated, run_verdict
 from preflight.report.run_view import checks_of, data_wait_share, known, pace, setting
 
 SCHEMA_VERSION = 1
-_CLOCKS = ("compile_s", "step_s", "data_wait_s", "host_s", "checkpoint_s")
+_CLOCKS = ("start_s", "compile_s", "step_s", "data_wait_s", "host_s", "checkpoint_s")
 _STATUSES = ("pass", "warn", "fail", "skip", "error")
 _MOST_TEXT = 20_000  # characters of one text; more is no message
 

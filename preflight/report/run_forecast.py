@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from preflight.report.run_read import RunFiles
-from preflight.report.run_series import number
+from preflight.report.run_series import Metrics, Telemetry, number
 from preflight.report.run_view import (
     count_setting,
     data_wait_share,
@@ -29,6 +31,49 @@ _TELLING = 0.2
 
 Kind = Literal["about", "at-most"]
 Judgement = Literal["held", "above", "below", "no-forecast", "not-observed", "not-comparable", "not-applicable"]
+
+
+_NAMES = ("pace", "data-wait", "workers", "host", "device", "checkpoint")
+
+
+def foretold(
+    clearance: Mapping[str, Any] | None, config: Mapping[str, Any] | None
+) -> dict[str, tuple[float, float] | None]:
+    """What a checklist foretells, before the run.
+
+    Args:
+        clearance: What `clearance.json` will hold; None where no checks were made.
+        config: What `config.json` will hold.
+
+    Returns:
+        Low and high of "pace" (steps/s), "data-wait" (share of the time), and in bytes "workers", "host", "device" and
+        "checkpoint"; None where it foretells nothing. A pace that is a bound alone is no forecast: the step's own time
+        is missing from it.
+    """
+    rows = forecast_rows(_before_the_run(clearance, config))
+    found: dict[str, tuple[float, float] | None] = {}
+    for name, row in zip(_NAMES, rows, strict=True):
+        bound = name == "pace" and row["kind"] == "at-most"
+        found[name] = None if bound or row["forecast"] is None else (row["forecast"][0], row["forecast"][1])
+    return found
+
+
+def _before_the_run(clearance: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> RunFiles:
+    return RunFiles(
+        folder=Path(),
+        config=None if config is None else dict(config),
+        clearance=None if clearance is None else dict(clearance),
+        summary=None,
+        summary_time=None,
+        metrics=Metrics(),
+        telemetry=Telemetry(),
+        alerts=(),
+        wandb_id=None,
+        wandb_offline=False,
+        checkpoints={},
+        pictures={},
+        notes=(),
+    )
 
 
 def forecast_rows(files: RunFiles) -> list[dict[str, Any]]:
@@ -90,8 +135,12 @@ def _host(files: RunFiles) -> dict[str, Any]:
 def _device(files: RunFiles) -> dict[str, Any]:
     foretold = known(number(measured(files, "memory.device", "step_gib")))
     peaks = [max(in_training(files, f"gpus/{i}/memory_used_bytes"), default=None) for i in files.telemetry.gpus()]
+    name, source = "Memory of the fullest GPU", "memory.device: XLA's own compile"
+    counted = known(number((files.summary or {}).get("device_peak_bytes")))
+    if counted is not None:
+        return _row(name, "bytes", "at-most", _rounded(foretold), source, counted, "JAX's allocator: the most it gave")
     row = _row(
-        "Memory of the fullest GPU", "bytes", "at-most", _rounded(foretold), "memory.device: XLA's own compile",
+        name, "bytes", "at-most", _rounded(foretold), source,
         max((peak for peak in peaks if peak is not None), default=None),
         "telemetry: what NVML tells, JAX's whole pool and not what the step takes of it",
     )  # fmt: skip

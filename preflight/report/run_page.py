@@ -15,7 +15,8 @@ from preflight.report.run_pictures import Picture
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _CLOCKS = {
-    "compile_s": "compile and first step",
+    "start_s": "opening data and model",
+    "compile_s": "compile",
     "step_s": "steps",
     "data_wait_s": "waiting for data",
     "host_s": "work on the host",
@@ -184,7 +185,7 @@ def _starts(starts: Sequence[Mapping[str, Any]]) -> str:
         for number, start in enumerate(starts, start=1)
     ]
     lead = "The run was resumed; a step that an earlier start made beyond its checkpoint was made again."
-    heads = ("Start", "From step", "First record", "After the record before")
+    heads = ("Start", "First logged step", "At", "After the record before")
     return section("Starts", table(heads, rows, "narrow"), lead, id_="starts")
 
 

@@ -60,7 +60,7 @@ def loader_rate(files: RunFiles, workers: Any) -> tuple[float, float, float] | N
 
 def demand(files: RunFiles) -> tuple[float, float] | None:
     """Samples per second that the device could take: low and high, from the roofline."""
-    for check in ("step.roofline", "loader.throughput"):
+    for check in ("step.roofline", "loader.starvation", "loader.throughput"):
         found = measured(files, check, "demand_samples_per_s")
         if isinstance(found, list) and len(pair := _positive(found)) == 2:
             return pair[0], pair[1]

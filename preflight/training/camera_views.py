@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from preflight.runs.protocol import Batch, Facts
+from preflight.training.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 MAX_SAMPLES = 4
 
@@ -53,3 +57,21 @@ def save_camera_views(views: dict[str, np.ndarray], folder: Path, step: int) -> 
     path = folder / f"step_{step:06d}.png"
     Image.fromarray(np.concatenate(list(views.values()), axis=0)).save(path)
     return path
+
+
+def picture(batch: Batch, folder: Path, step: int, tracker: Tracker) -> list[Path]:
+    """Writes the camera views of a step's batch below the run's folder and gives them to wandb.
+
+    Returns:
+        The file; none where all cameras are masked out, or it cannot be written, which is warned about.
+    """
+    try:
+        views = camera_views(batch)
+        if not views:
+            return []
+        path = save_camera_views(views, folder / "camera_views", step)
+    except OSError as error:
+        logger.warning("camera views of step %d could not be written: %s", step, error)
+        return []
+    tracker.log_images("camera_views", list(views.values()), list(views), step)
+    return [path]

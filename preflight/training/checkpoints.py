@@ -13,7 +13,9 @@ import contextlib
 import ctypes
 import dataclasses
 import logging
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,12 @@ from flax import nnx
 from orbax.checkpoint import future
 
 from preflight.errors import PreflightError
+from preflight.training.checkpoint_files import damage, list_files, whole_steps
+from preflight.training.checkpoint_fit import misfit
+from preflight.training.folder import unfinished_saves
 from preflight.training.state import TrainState, pure
+
+_WRITERS_S = 2.0  # how long what a failed save has left is deleted again
 
 
 class _FilesHandler(ocp.AsyncCheckpointHandler):
@@ -69,7 +76,8 @@ def open_manager(folder: Path, *, keep_period: int | None) -> ocp.CheckpointMana
     """
     # Orbax reports every phase of every save at INFO, and a failed one with the tracebacks of all its threads before it
     # raises; what it raises is reported in a sentence.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return ocp.CheckpointManager(
         folder.absolute(),
         item_names=("params", "train_state", "assets"),
@@ -83,9 +91,18 @@ def open_manager(folder: Path, *, keep_period: int | None) -> ocp.CheckpointMana
             keep_period=keep_period,
             create=False,
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(timeout_secs=7200),
+            async_options=ocp.AsyncOptions(
+                timeout_secs=7200, post_finalization_callback=lambda: _list_unfinished(folder.absolute())
+            ),
         ),
     )
+
+
+def _list_unfinished(folder: Path) -> None:
+    """Called by Orbax when all of a checkpoint is written, and before it gets its name."""
+    if jax.process_index() == 0:
+        for unfinished in unfinished_saves(folder):
+            list_files(unfinished)
 
 
 def save(
@@ -158,57 +175,56 @@ def restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> 
     Raises:
         PreflightError: The checkpoint is damaged, or of another model.
     """
+    if wrong := damage(Path(manager.directory) / str(step)):
+        raise _damaged(manager, step, wrong)
     params, train_state = _split(abstract)
-    _require_fit(manager, step, {"params": {"params": params}, "train_state": train_state})
+    wanted = {"params": {"params": params}, "train_state": train_state}
+    try:
+        # Compared before anything is read: Orbax names neither leaf nor shapes, and its readers die noisily.
+        metadata = manager.item_metadata(step)
+        found = {item: getattr(metadata[item], "tree", metadata[item]) for item in wanted}
+        problem = misfit(found, wanted)
+    except Exception as error:
+        raise _damaged(manager, step, f"its metadata cannot be read ({_told(error)})") from error
+    if problem is not None:
+        raise PreflightError(f"{_cannot_be_restored(manager, step)}: {problem[0]}", problem[1])
 
     def args(item: Any) -> Any:
         return ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
 
     try:
-        restored = manager.restore(
-            step, args=ocp.args.Composite(params=args({"params": params}), train_state=args(train_state))
-        )
+        restored = manager.restore(step, args=ocp.args.Composite(**{item: args(tree) for item, tree in wanted.items()}))
     except Exception as error:
-        raise _restore_failed(manager, step, _first_line(error)) from error
+        raise _damaged(manager, step, _told(error)) from error
     return _merge(abstract, restored["params"]["params"], restored["train_state"])
 
 
-def _require_fit(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> None:
-    """Compares shapes before anything is read: Orbax names neither leaf nor shapes, and its readers die noisily."""
-    try:
-        metadata = manager.item_metadata(step)
-        found = {item: _shapes(getattr(metadata[item], "tree", metadata[item])) for item in wanted}
-    except Exception as error:
-        raise _restore_failed(manager, step, f"its metadata cannot be read ({_first_line(error)})") from error
-    for item, tree in wanted.items():
-        expected = _shapes(tree)
-        for path in sorted(expected.keys() | found[item].keys()):
-            if path not in found[item]:
-                raise _restore_failed(manager, step, f"{item} lacks {path} {list(expected[path])}")
-            if path not in expected:
-                raise _restore_failed(
-                    manager, step, f"{item} has {path} {list(found[item][path])}, the config does not"
-                )
-            if found[item][path] != expected[path]:
-                shapes = f"{list(found[item][path])} in the checkpoint, {list(expected[path])} in the config"
-                raise _restore_failed(manager, step, f"{path} is {shapes}")
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _restore_failed(manager: ocp.CheckpointManager, step: int, why: str) -> PreflightError:
+def _damaged(manager: ocp.CheckpointManager, step: int, why: str) -> PreflightError:
+    folder = Path(manager.directory)
+    older = [whole for whole in whole_steps(folder) if whole < step]
+    aside = f"mv {folder / str(step)} {folder / str(step)}.damaged"
     return PreflightError(
-        f"checkpoint {step} in {manager.directory} cannot be restored: {why}",
-        "it is damaged or belongs to another config; an older one may do: remove that step's folder and resume",
+        f"{_cannot_be_restored(manager, step)}: {why}",
+        f"copy the missing files again, or go on from checkpoint {older[-1]}, the newest whole one before it: {aside}, "
+        "and resume again"
+        if older
+        else "there is no older checkpoint that is whole: copy the files again, or start anew under another --exp-name",
     )
 
 
-def _first_line(error: Exception) -> str:
+def _cannot_be_restored(manager: ocp.CheckpointManager, step: int) -> str:
+    return f"checkpoint {step} in {manager.directory} cannot be restored"
+
+
+def _told(error: BaseException) -> str:
+    """What the innermost error says: it names a file or an array, those around it describe the latter at length."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    files = [path for path in re.findall(r'local file \\*"([^"\\]+)', str(error)) if not path.endswith("/")]
+    return f"{files[-1]} cannot be read" if files else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
@@ -258,12 +274,24 @@ def _valued(state: nnx.State) -> dict[str, Any]:
 
 
 def _save_failed(manager: ocp.CheckpointManager, step: int | None, error: Exception) -> PreflightError:
-    # What was written so far is of no use, and on a full disk it is what fills it.
-    for leftover in Path(manager.directory).glob(f"{'*' if step is None else step}.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _delete_unfinished(Path(manager.directory))
+    # What it has in mind of a step that failed, it would keep among those that are to be deleted later.
+    manager.reload()
     full = any(mark in str(error) for mark in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC"))
     why = f"the disk of {manager.directory} is full" if full else _first_line(error)
     return PreflightError(
         f"{'a checkpoint' if step is None else f'checkpoint {step}'} could not be saved: {why}",
         "make room, or save elsewhere: --set checkpoint_base_dir=DIR; older checkpoints are untouched",
     )
+
+
+def _delete_unfinished(folder: Path) -> None:
+    """What a failed save has written is of no use, and on a full disk it is what fills it."""
+    deadline = time.monotonic() + _WRITERS_S
+    while leftovers := unfinished_saves(folder):
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
+        # Threads of the save that failed may be at work still, and make what was deleted again.
+        time.sleep(0.05)
+        if time.monotonic() > deadline:
+            return

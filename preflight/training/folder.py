@@ -34,6 +34,16 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
 
 
+def unfinished_saves(folder: Path) -> list[Path]:
+    """What saves that did not finish have left in a run folder, or the one under way writes into."""
+    return sorted(path for path in folder.glob("*.orbax-checkpoint-tmp*") if path.is_dir())
+
+
+def checkpoint_bytes(folder: Path, step: int) -> int:
+    """The size of a complete checkpoint; 0 where it is gone."""
+    return sum(path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file())
+
+
 def save_steps(facts: Facts) -> list[int]:
     """The steps whose checkpoint is saved: multiples of the save interval, and the last step."""
     return sorted({*range(facts.save_interval, facts.num_train_steps, facts.save_interval), facts.num_train_steps - 1})
@@ -57,14 +67,26 @@ def refuse_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     if resume and not steps:
         others = [p.name for p in sorted(folder.parent.glob("*")) if saved_steps(p)] if folder.parent.is_dir() else []
         raise UsageError(
-            f"nothing to resume: {folder} {'holds no checkpoint' if folder.exists() else 'does not exist'}",
-            f"runs with checkpoints: {', '.join(others)}" if others else "start without --resume",
+            f"nothing to resume: {folder} {_without_checkpoint(folder)}",
+            f"runs with checkpoints: {', '.join(others)}"
+            if others
+            else "start it anew with --overwrite"
+            if folder.exists()
+            else "start without --resume",
         )
     if not (overwrite or resume) and _taken(folder):
         raise UsageError(
             f"{folder} already exists" + (f" and holds {len(steps)} checkpoint(s): {_list(steps)}" if steps else ""),
             "choose another --exp-name, go on with --resume, or delete it with --overwrite",
         )
+
+
+def _without_checkpoint(folder: Path) -> str:
+    if not folder.exists():
+        return "does not exist"
+    if unfinished := unfinished_saves(folder):
+        return f"holds no checkpoint, but {unfinished[-1].name}, the remains of a save that did not finish"
+    return "holds no checkpoint"
 
 
 def _taken(folder: Path) -> bool:

@@ -133,9 +133,18 @@ class IntervalMetrics:
         if values is not None:
             rows[: len(values)] = values
         self._names, self._first_step = names, step
-        # Never an alias of the host's array: it is donated to the next step's write.
-        self._rows = jax.device_put(rows, sharding, may_alias=False)
-        self._place = jax.device_put(np.int32(self._count), sharding, may_alias=False)
+        self._rows, self._place = _whole(rows, sharding), _whole(np.int32(self._count), sharding)
+
+
+def _whole(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A copy of the host's value on every device.
+
+    One by one: given a sharding over several processes, jax.device_put has them compare their values first, for which
+    each waits, and before jax 0.6 a NaN differs from itself there.
+    """
+    # Never an alias of the host's array: it is donated to the next step's write.
+    copies = [jax.device_put(value, device, may_alias=False) for device in sharding.addressable_devices]
+    return jax.make_array_from_single_device_arrays(np.shape(value), sharding, copies)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import json
 import logging
-import math
-import signal
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 
-from preflight.data.loader import BatchLoader
+from preflight.config.watch import WatchSettings
 from preflight.errors import PreflightError, UsageError
-from preflight.runs import Run
-from preflight.runs.protocol import Batch
+from preflight.report.run_report import write_report
+from preflight.runs import Facts, Run
+from preflight.telemetry.network import unreachable
+from preflight.telemetry.sampler import TelemetryWriter
 from preflight.training import checkpoints
-from preflight.training.camera_views import camera_views, milestone_steps, save_camera_views
+from preflight.training.alerting import Alerting
+from preflight.training.alerts import Alert
+from preflight.training.camera_views import milestone_steps, picture
+from preflight.training.device_errors import device_errors
+from preflight.training.device_feed import DeviceFeed
+from preflight.training.ending import Flight, abandon, ending
 from preflight.training.folder import create_folder, refuse_folder, saved_steps
-from preflight.training.interval import IntervalMetrics
-from preflight.training.mesh import make_mesh, put_batch, require_divisible
-from preflight.training.metrics import metrics_line
+from preflight.training.folder_lock import locked
+from preflight.training.forecast import Forecast
+from preflight.training.hang import HangWatch
+from preflight.training.mesh import make_mesh, replicated, require_divisible
+from preflight.training.metrics_file import MetricsFile
+from preflight.training.progress import Progress, progress_asset, read_progress
 from preflight.training.record import require_same_run, write_record
-from preflight.training.state import abstract_state, first_state, state_sharding
+from preflight.training.run_log import RunLog
+from preflight.training.saves import Saves
+from preflight.training.state import TrainState, abstract_state, first_state, state_sharding
 from preflight.training.step import compile_step
+from preflight.training.stop_requests import stop_requests
+from preflight.training.summary import Summary, last_exit
 from preflight.training.tracking import Tracker, choose_mode
+from preflight.training.watch import Watch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a finished or interrupted run leaves."""
-
-    folder: Path
-    steps: int  # made by this process
-    seconds: float  # of the loop, without the first step
-    steps_per_sec: float  # over the loop, without the first step; NaN for a single step
-    first_step_s: float  # compile and first step
-    last_loss: float
-    best_loss: float
-    checkpoints: tuple[int, ...]
-    camera_views: tuple[Path, ...]
-    wandb_mode: str
-    wandb_sync: str | None
-    interrupted: bool
 
 
 def train(
@@ -58,12 +55,17 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     clearance: dict[str, Any] | None = None,
+    watch: WatchSettings | None = None,
+    report: Callable[[Path], Path] | None = write_report,
     say: Callable[[str], None] = print,
     on_step: Callable[[int], None] = lambda step: None,
+    on_end: Callable[[Summary], None] = lambda summary: None,
+    leave: Callable[[], object] | None = None,
 ) -> Summary:
     """Trains, from the data to the last checkpoint.
 
     Nothing is written before the first step has succeeded: a failed start leaves no folder and no wandb run behind.
+    Once the folder is there, `summary.json` and the report are written however the run ends.
 
     Args:
         run: What to train.
@@ -71,219 +73,226 @@ def train(
         overwrite: Delete what the folder holds.
         resume: Go on from the folder's newest checkpoint, with the order of the data that it would have had.
         clearance: The checklist's document, kept as `clearance.json`.
+        watch: The rules that watch the run; all with their usual limits without it.
+        report: Makes the report at the end; None for none.
         say: Called with each line meant for the terminal.
-        on_step: Called with each finished step.
+        on_step: Called with each step that was handed to the device.
+        on_end: Called with the summary, however the run ends, once its folder was made.
+        leave: Ends the process, where a second signal (or the first, before there is something to save) finds the main
+            thread in code that no signal interrupts, as a compiler's.
 
     Raises:
         UsageError: The folder is taken, there is nothing to resume, or the batch does not fit the devices.
         DataError: The dataset or the pretrained parameters are missing, damaged or do not fit.
-        PreflightError: A checkpoint cannot be written or restored, or a loader worker died.
+        PreflightError: The device has too little memory, the last checkpoint cannot be written or one not be restored,
+            or loader workers died too often.
+        KeyboardInterrupt: At a second signal, or the first before there is something to save.
     """
     facts = run.facts
     refuse_folder(folder, overwrite=overwrite, resume=resume)
+    if resume and saved_steps(folder)[-1] + 1 >= facts.num_train_steps:
+        return _ended(facts, folder, report, on_end, say)
     require_divisible(facts.batch_size, facts.fsdp_devices, jax.device_count())
     mesh = make_mesh(facts.fsdp_devices)
+    rules = watch or WatchSettings()
 
-    say(f"Training config: {facts.name} with {facts.num_workers} workers")
-    dataset = run.dataset()
-    if resume:
-        require_same_run(folder, facts, len(dataset))
-    assets = run.assets()
-    choice = choose_mode(facts.wandb_enabled)
-    init_rng, rng = run.keys()
-    manager = checkpoints.open_manager(folder, keep_period=facts.keep_period) if resume else None
-    if manager is not None:
-        state = checkpoints.restore(manager, saved_steps(folder)[-1], abstract_state(run, mesh))
-    else:
-        if weights := run.weights():
-            say(f"Starting from {weights.name}")
-        state = first_state(run, init_rng, state_sharding(run, mesh))
-    start = int(state.step)
-    if start >= facts.num_train_steps:
-        raise UsageError(
-            f"{folder.name} is complete: {start} of {facts.num_train_steps} steps are done",
-            "train longer with --set num_train_steps=N",
-        )
-    step_fn = compile_step(run, mesh)
-
-    def device_batch() -> tuple[Batch, Batch, float]:
-        began = time.perf_counter()
-        host = next(loader)
-        return host, put_batch(host, mesh), time.perf_counter() - began
-
-    with BatchLoader(
-        dataset,
-        batch_size=facts.batch_size,
-        num_workers=facts.num_workers,
-        seed=facts.seed,
-        start_batch=start,
-    ) as loader:
-        host, batch, _ = device_batch()
+    flight = Flight(folder=folder, batch_size=facts.batch_size)
+    clocks = flight.clocks
+    with (
+        stop_requests(leave) as stop,
+        ending(flight, report, on_end),
+        device_errors(facts),
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(clocks.close)
+        if (resume or overwrite) and jax.process_index() == 0:
+            stack.enter_context(locked(folder))
+        telemetry = stack.enter_context(TelemetryWriter(os.getpid(), on_sample=flight.sampled))
+        with clocks.on("start"):
+            say(f"Training config: {facts.name} with {facts.num_workers} workers")
+            dataset = run.dataset()
+            if resume:
+                require_same_run(folder, facts, len(dataset))
+            assets = run.assets()
+            choice = choose_mode(facts.wandb_enabled, ping=unreachable)
+            init_rng, rng = run.keys()
+            manager, state = _state(run, folder, mesh, init_rng, resume=resume, say=say)
+            start = int(state.step)
+            rng = jax.device_put(rng, replicated(mesh))
+        feed = stack.enter_context(DeviceFeed(dataset, facts, mesh, start=start, clocks=clocks))
+        host, batch = feed.take()
+        with clocks.on("compile"):
+            began = time.perf_counter()
+            step_fn = compile_step(run, mesh).lower(rng, state, batch).compile()
+            flight.compile_s = time.perf_counter() - began
         began = time.perf_counter()
         state, metrics = step_fn(rng, state, batch)
+        clocks.dispatched(start, began, metrics)
         jax.block_until_ready(metrics)
-        first_step_s = time.perf_counter() - began
+        stop.hold()
 
+        progress = Progress()
         if manager is None:
             create_folder(folder, overwrite=overwrite)
+            flight.begun = True
+            if jax.process_index() == 0:
+                stack.enter_context(locked(folder))
             write_record(folder, facts, len(dataset))
             manager = checkpoints.open_manager(folder, keep_period=facts.keep_period)
+        else:
+            progress = read_progress(folder / str(start - 1), metrics.keys())
+        flight.begun, flight.wandb_mode = True, choice.mode
+        metrics_file = stack.enter_context(MetricsFile(folder, start))
+        telemetry.open(folder / "telemetry.jsonl")
         if clearance is not None:
             (folder / "clearance.json").write_text(json.dumps(clearance, indent=2) + "\n")
         say(f"wandb: {choice.mode} ({choice.reason})")
-        tracker = Tracker.start(
+        tracker = flight.tracker = Tracker.start(
             choice,
             project=facts.project_name,
             name=folder.name,
-            config={**facts.settings, "clearance": clearance and clearance["verdict"]},
+            config={**facts.settings, "clearance": clearance},
             folder=folder,
             resume=resume,
         )
+        log = flight.log = RunLog(
+            facts, metrics_file, clocks=clocks, tracker=tracker, telemetry=flight.telemetry, say=say,
+            compile_s=flight.compile_s, watch=flight.looked, progress=progress, sharding=replicated(mesh),
+        )  # fmt: skip
+        alerting = flight.alerting = Alerting(folder, say=say, tracker=tracker)
+        flight.watch = Watch(
+            rules,
+            Forecast.read(clearance, facts.settings),
+            num_train_steps=facts.num_train_steps,
+            accumulation_steps=facts.gradient_accumulation_steps,
+            losses=metrics_file.losses,
+            start=start,
+        )
+        hang = stack.enter_context(
+            HangWatch(
+                rules,
+                on_alert=alerting.tell,
+                worker_stacks=feed.loader.worker_stacks,
+                folder=folder,
+                end=functools.partial(abandon, flight, report, on_end),
+            )
+        )
         milestones = milestone_steps(facts)
-        interval = IntervalMetrics(facts.log_interval)
-        views: list[Path] = []
-        best_loss, last_loss = math.inf, math.nan
-        data_wait, saving = 0.0, 0.0
-        loop_began = interval_began = time.perf_counter()
-        saving_all = 0.0
-        logged = start  # the last step that was logged
-        saved: int | None = None  # the last step whose save was started
+        saves = Saves(manager, functools.partial(_tell_of_failed_save, alerting), flight.saved)
+        before: Any = None  # the metrics of the step before the one under way
 
-        with _stop_requests() as stop, (folder / "metrics.jsonl").open("a+") as metrics_file:
-            if resume:
-                _drop_from(metrics_file, start)
-            for step in range(start, facts.num_train_steps):
-                if step > start:
-                    try:
-                        host, batch, waited = device_batch()
-                    except PreflightError as error:
-                        # The loader failed, the state is whole: nothing of what was trained is lost.
-                        if saved != step - 1:
-                            checkpoints.save(manager, step - 1, state, assets, pending=saved)
-                        checkpoints.finish(manager, step - 1)
-                        tracker.finish()
-                        hint = f"{error.hint or ''} Checkpoint {step - 1} is saved; --resume goes on from it.".strip()
-                        raise PreflightError(error.message, hint) from error
-                    data_wait += waited
-                    state, metrics = step_fn(rng, state, batch)
-                interval.add(step, metrics)
-                if stop:
-                    say(f"{signal.Signals(stop[0]).name}: saving a checkpoint, then stopping (again to stop at once)")
-                last = step == facts.num_train_steps - 1 or bool(stop)
+        for step in range(start, facts.num_train_steps):
+            if step > start:
+                try:
+                    host, batch = feed.take()
+                except PreflightError as error:
+                    # The loader failed, the state is whole: nothing of what was trained is lost.
+                    with hang.busy(f"checkpoint {step - 1}"):
+                        _save(saves, step - 1, state, assets, flight, metrics_file)
+                        saves.finish()
+                    raise PreflightError(error.message, _resumable(error.hint, saves.saved)) from error
+                # The device has one step queued behind the one it works on, and never more: each holds a batch, and a
+                # stop would have to wait for all of them.
+                jax.block_until_ready(before)
+                before, began = metrics, time.perf_counter()
+                state, metrics = step_fn(rng, state, batch)
+                clocks.dispatched(step, began, metrics)
+                hang.beat(step - 1)
+            flight.steps += 1
+            log.add(step, metrics)
+            log.write()  # the interval that ended with the step before, while the device works on this one
+            last = step == facts.num_train_steps - 1
+            if not (last or stop or alerting.stop):
+                feed.prefetch()
+            # Decided once: a signal or an alert that comes after this is for the next step.
+            interrupted, stopped = stop.received if not last else None, alerting.stop
+            if interrupted is not None:
+                flight.ends("interrupted", f"by {interrupted.name}")
+                say(f"{interrupted.name}: saving a checkpoint, then stopping (again to stop at once)")
+            ends = last or interrupted is not None or stopped is not None
 
-                if step % facts.log_interval == 0 or step == start or last:
-                    values = interval.fetch().reduced(facts.gradient_accumulation_steps)  # waits for the device
-                    elapsed = time.perf_counter() - interval_began - saving
-                    line = metrics_line(values)
-                    if step == start:
-                        say(f"Step {step}: {line} | first step {first_step_s:.1f} s, compile included")
-                    else:
-                        steps = step - logged
-                        values |= {
-                            "efficiency/steps_per_sec": steps / elapsed,
-                            "efficiency/samples_per_sec": steps * facts.batch_size / elapsed,
-                            "efficiency/time_per_step": elapsed / steps,
-                            "efficiency/data_wait": data_wait / steps,
-                        }
-                        say(f"Step {step}: {line} | {steps / elapsed:.2f} steps/s")
-                    if not math.isfinite(values["loss"]):
-                        say(f"warning: the loss became {values['loss']} somewhere within steps [{logged}, {step}]")
-                    last_loss, best_loss = values["loss"], min(best_loss, values["loss"])
-                    # NaN and infinity are not JSON: written as text, they stay visible.
-                    record = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-                    metrics_file.write(json.dumps({"step": step, "time": time.time(), **record}) + "\n")
-                    metrics_file.flush()
-                    tracker.log(values, step)
-                    data_wait, saving, logged = 0.0, 0.0, step
-                    interval_began = time.perf_counter()
+            # An interval that a signal cuts short is no record: the checkpoint keeps it, and a resume goes on with it.
+            if step % facts.log_interval == 0 or last or stopped:
+                log.close_interval()
+                saves.look()
+            elif step == start:
+                log.resumed(step)
+            if step in milestones:
+                flight.camera_views += picture(host, folder, step, tracker)
+            if (step % facts.save_interval == 0 and step > 0) or ends:
+                with hang.busy(f"checkpoint {step}"):
+                    _save(saves, step, state, assets, flight, metrics_file)
+            on_step(step)
+            if ends:
+                break
+        with clocks.on("checkpoint"), hang.busy("the last checkpoint"):
+            saves.finish()
+        if alerting.stop:
+            flight.stopped(alerting.stop)
+        saves.close()
+    assert flight.summary is not None
+    return flight.summary
 
-                saves = (step % facts.save_interval == 0 and step > 0) or last
-                if saves or step in milestones:
-                    # Steps that are still under way on the device belong to the steps' clock, not to the save's.
-                    jax.block_until_ready(state)
-                    began = time.perf_counter()
-                    if step in milestones:
-                        views += _picture(host, folder, step, tracker)
-                    if saves:
-                        checkpoints.save(manager, step, state, assets, pending=saved)
-                        saved = step
-                    saving += time.perf_counter() - began
-                    saving_all += time.perf_counter() - began
-                on_step(step)
-                if last:
-                    break
 
-        seconds = time.perf_counter() - loop_began - saving_all
-        checkpoints.finish(manager, saved)
-        kept = tuple(saved_steps(folder))
-        manager.close()
-        sync = tracker.sync_command()
-        tracker.finish()
-    return Summary(
-        folder=folder,
-        steps=step - start + 1,
-        seconds=seconds,
-        steps_per_sec=(step - start) / seconds if step > start else math.nan,
-        first_step_s=first_step_s,
-        last_loss=last_loss,
-        best_loss=best_loss,
-        checkpoints=kept,
-        camera_views=tuple(views),
-        wandb_mode=choice.mode,
-        wandb_sync=sync,
-        interrupted=bool(stop),
+def _ended(
+    facts: Facts,
+    folder: Path,
+    report: Callable[[Path], Path] | None,
+    on_end: Callable[[Summary], None],
+    say: Callable[[str], None],
+) -> Summary:
+    """The end of a run that was killed after its last checkpoint, without a summary."""
+    step = saved_steps(folder)[-1]
+    if last_exit(folder) == "completed":
+        raise UsageError(
+            f"{folder.name} is complete: {step + 1} of {facts.num_train_steps} steps are done",
+            "train longer with --set num_train_steps=N",
+        )
+    say(f"{folder.name} has made all its steps, and was killed before its summary was written")
+    flight = Flight(folder=folder, batch_size=facts.batch_size, progress=read_progress(folder / str(step)))
+    flight.clocks.close()
+    with locked(folder), ending(flight, report, on_end):
+        flight.begun = True
+    assert flight.summary is not None
+    return flight.summary
+
+
+def _state(
+    run: Run, folder: Path, mesh: jax.sharding.Mesh, rng: jax.Array, *, resume: bool, say: Callable[[str], None]
+) -> tuple[ocp.CheckpointManager | None, TrainState]:
+    """The state to go on from, and the checkpoints that it is from."""
+    if resume:
+        manager = checkpoints.open_manager(folder, keep_period=run.facts.keep_period)
+        return manager, checkpoints.restore(manager, saved_steps(folder)[-1], abstract_state(run, mesh))
+    if weights := run.weights():
+        say(f"Starting from {weights.name}")
+    return None, first_state(run, rng, state_sharding(run, mesh))
+
+
+def _save(
+    saves: Saves, step: int, state: TrainState, assets: dict[str, bytes], flight: Flight, metrics_file: MetricsFile
+) -> None:
+    """Starts the save of a state that is worth it, and was not saved already."""
+    if step in (saves.saved, saves.under_way):
+        return
+    # Steps that are still under way on the device belong to the steps' clock, not to the save's.
+    jax.block_until_ready(state)
+    assert flight.log is not None
+    flight.log.write()
+    if broken := flight.log.broken():
+        logger.warning("checkpoint %d is not saved: %s; the older ones stay", step, broken)
+        return
+    with flight.clocks.on("checkpoint"):
+        metrics_file.sync()
+        saves.start(step, state, {**assets, **progress_asset(flight.log.progress())})
+
+
+def _tell_of_failed_save(alerting: Alerting, step: int, message: str, advice: str) -> None:
+    alerting.tell(
+        Alert(rule="checkpoint.save", severity="warn", step=step, window=None, message=message, advice=advice)
     )
 
 
-def _picture(host: Batch, folder: Path, step: int, tracker: Tracker) -> list[Path]:
-    try:
-        views = camera_views(host)
-        if not views:
-            return []
-        path = save_camera_views(views, folder / "camera_views", step)
-        tracker.log_images("camera_views", list(views.values()), list(views), step)
-    except OSError as error:
-        logger.warning("camera views of step %d could not be written: %s", step, error)
-        return []
-    return [path]
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collects Ctrl-C, SIGTERM and SIGHUP, so that the loop can save and end; a second one ends at once."""
-    received: list[int] = []
-
-    def on_signal(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        # Nothing else: a handler that prints can itself fail, as when Ctrl-C has ended the reader of a pipe.
-        received.append(number)
-
-    # What the process was started to ignore stays ignored: `nohup preflight train` outlives its terminal.
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    try:
-        previous = {number: signal.signal(number, on_signal) for number in numbers}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        previous = {}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _drop_from(file: Any, start: int) -> None:
-    """Drops the records of steps that the interrupted run made beyond its checkpoint, and a line cut short."""
-    kept = []
-    file.seek(0)
-    for line in file.read().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            if json.loads(line)["step"] < start:
-                kept.append(line + "\n")
-    file.seek(0)
-    file.truncate()
-    file.writelines(kept)
+def _resumable(hint: str | None, saved: int | None) -> str:
+    kept = "" if saved is None else f"Checkpoint {saved} is saved; --resume goes on from it."
+    return f"{hint or ''} {kept}".strip()

@@ -6,12 +6,14 @@ Names and rule are openpi's (openpi.training.sharding), so that its models' own 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax.experimental import mesh_utils
 
 from preflight.errors import UsageError
+
+AnyMesh: TypeAlias = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 BATCH_AXIS = "batch"
 FSDP_AXIS = "fsdp"
@@ -65,22 +67,36 @@ def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None
     return jax.sharding.Mesh(mesh_utils.create_device_mesh(shape, devices), (BATCH_AXIS, FSDP_AXIS))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def planned_mesh(fsdp_devices: int, num_devices: int) -> jax.sharding.AbstractMesh:
+    """The mesh of `make_mesh` on devices that are not here: a step can be traced for it, and compiled, not run.
+
+    Args:
+        fsdp_devices: The size of the axis `fsdp`.
+        num_devices: All devices.
+
+    Raises:
+        UsageError: The number does not divide the devices.
+    """
+    require_divisible(num_devices, fsdp_devices, num_devices)
+    return jax.sharding.AbstractMesh((num_devices // fsdp_devices, fsdp_devices), (BATCH_AXIS, FSDP_AXIS))
+
+
+def replicated(mesh: AnyMesh) -> jax.sharding.NamedSharding:
     """Whole on every device."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def by_sample(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def by_sample(mesh: AnyMesh) -> jax.sharding.NamedSharding:
     """Divided over all devices by the leading axis."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
 
 
-def shards_state(mesh: jax.sharding.Mesh) -> bool:
+def shards_state(mesh: AnyMesh) -> bool:
     """Whether any of the state is divided at all."""
     return bool(mesh.shape.get(FSDP_AXIS, 1) > 1)
 
 
-def shard(array: Any, mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+def shard(array: Any, mesh: AnyMesh) -> jax.sharding.NamedSharding:
     """Where a parameter, its optimizer state or its average lies, by openpi's rule.
 
     The largest axis that the shards divide is divided (the last of equal ones); vectors, arrays below

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from preflight.config.schema import TrainConfig
 from preflight.errors import UsageError
+from preflight.runs.native import NativeRun
 from preflight.runs.protocol import Facts
 
 _FILE = "config.json"
@@ -16,6 +18,9 @@ _BEFORE = {"gradient_accumulation_steps": 1}
 _FREE = (
     "name",
     "num_workers",
+    "max_worker_restarts",
+    "data.on_bad_sample",  # which samples are bad is learned on the way
+    "data.max_skipped",
     "num_train_steps",
     "log_interval",
     "save_interval",
@@ -24,6 +29,8 @@ _FREE = (
     "wandb_enabled",
     "checkpoint_base_dir",
     "fsdp_devices",  # how the state is laid out, not what it is
+    "data.cache",  # where frames come from, not what they are
+    "data.cache_dir",
     "weights",  # where the run started from; a resume does not read it again
 )
 
@@ -44,6 +51,8 @@ def require_same_run(folder: Path, facts: Facts, num_samples: int) -> None:
     except (OSError, ValueError):
         return  # a folder without a record, as openpi makes it: its checkpoint's shapes are all there is to compare
     now = _record(facts, num_samples)
+    if facts.stack == "native":
+        kept = _defaults(now) | kept
     kept = {key: value for key, value in _BEFORE.items() if key in now} | kept
     differing = [
         f"{key} is {now.get(key)!r}, was {kept.get(key)!r}"
@@ -56,6 +65,12 @@ def require_same_run(folder: Path, facts: Facts, num_samples: int) -> None:
             f"{folder.name} was started with other settings: {'; '.join(differing[:5])}{more}",
             "resume it with the same --set options, or start a new one under another --exp-name",
         )
+
+
+def _defaults(now: dict[str, Any]) -> dict[str, Any]:
+    """What a record means that an older version wrote, before there were some of the settings."""
+    defaults = _record(NativeRun(TrainConfig(name="")).facts, num_samples=0)
+    return {key: value for key, value in defaults.items() if key in now and key != "num_samples"}
 
 
 def _record(facts: Facts, num_samples: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import netrc
 import os
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 logger = logging.getLogger(__name__)
 
 _FINISH_S = 120.0
+_SERVER = "https://api.wandb.ai"
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -28,13 +29,47 @@ class TrackingChoice:
     reason: str
 
 
-def choose_mode(enabled: bool, environ: Mapping[str, str] = os.environ) -> TrackingChoice:
-    """Chooses wandb's mode once, before anything is started; reads the environment and `~/.netrc`, asks no server.
+Ping = Callable[[str, int], str | None]
+
+
+def choose_mode(enabled: bool, environ: Mapping[str, str] = os.environ, *, ping: Ping | None = None) -> TrackingChoice:
+    """Chooses wandb's mode once, before anything is started; reads the environment and `~/.netrc`.
 
     Args:
         enabled: Whether the config wants wandb.
         environ: Environment variables.
+        ping: Asks whether a server answers at a host and port, and says why where it does not; it is asked where wandb
+            would be online, which it is not if nobody answers. Without it, no server is asked.
     """
+    choice = _choose_mode(enabled, environ)
+    if choice.mode != "online" or ping is None:
+        return choice
+    place = server(environ)
+    if place is None:
+        return TrackingChoice("offline", "WANDB_BASE_URL is no web address")
+    host, port = place
+    why = ping(host, port)
+    return choice if why is None else TrackingChoice("offline", f"{host}:{port} does not answer: {why}")
+
+
+def server(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """Host and port that wandb would speak to first: its server, or the proxy before it; None: no web address."""
+
+    def variable(name: str) -> str:
+        return environ.get(name.lower()) or environ.get(name.upper()) or ""
+
+    try:
+        url = urlparse(environ.get("WANDB_BASE_URL", _SERVER))
+        proxy = variable(f"{url.scheme}_proxy") if url.hostname else ""
+        direct = [name.strip().lstrip(".") for name in variable("no_proxy").split(",")]
+        if proxy and not any((name and f".{url.hostname}".endswith(f".{name}")) or name == "*" for name in direct):
+            url = urlparse(proxy if "://" in proxy else f"http://{proxy}")
+        return None if url.hostname is None else (url.hostname, url.port or (80 if url.scheme == "http" else 443))
+    except ValueError:
+        return None
+
+
+def _choose_mode(enabled: bool, environ: Mapping[str, str]) -> TrackingChoice:
     if not enabled:
         return TrackingChoice("disabled", "wandb_enabled is false")
     asked = environ.get("WANDB_MODE", "").strip().lower()
@@ -43,7 +78,7 @@ def choose_mode(enabled: bool, environ: Mapping[str, str] = os.environ) -> Track
     if environ.get("WANDB_API_KEY"):
         return TrackingChoice("online", "WANDB_API_KEY is set")
     try:
-        host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+        host = urlparse(environ.get("WANDB_BASE_URL", _SERVER)).hostname or "api.wandb.ai"
     except ValueError:
         return TrackingChoice("offline", "WANDB_BASE_URL is no web address")
     path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~")).expanduser() / ".netrc")
@@ -106,6 +141,11 @@ class Tracker:
             run.log({key: pictures}, step=step)
 
         self._guard(log)
+
+    def alert(self, title: str, text: str, severity: str) -> None:
+        """Has wandb tell people, by mail or chat as they set it up there: of a "note", a "warn" or a "stop"."""
+        level = {"note": "INFO", "stop": "ERROR"}.get(severity, "WARN")
+        self._guard(lambda run: run.alert(title=title, text=text, level=level))
 
     def finish(self) -> None:
         """Ends the run; gives up on an upload that does not end."""
