@@ -10,11 +10,14 @@ ACCELERATOR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev
 PINS := .venv-openpi-pins
 WITH_OPENPI := $(PINS)/with-openpi
 PINS_INSTALL = $(BIN)/uv pip install --quiet --constraint constraints-openpi.txt --editable '.[dev]'
+# Each process begins with a half of its own and takes over from the other at the end: a file's tests, which share what is
+# expensive, mostly stay together.
+PYTEST := pytest -n 2 --dist worksteal
 # An inherited setting would make every process compile torch's and jax's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats bench-feed bench-selftest clean
+.PHONY: help setup demo test test-openpi-pins format docs bench-static bench-data bench-norm-stats bench-feed bench-step bench-selftest soak clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,11 +32,11 @@ test: $(VENV)/.installed-dev ## Lint, types, layers and every test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config pyproject.toml
-	$(BIN)/pytest -n 2
+	$(BIN)/$(PYTEST)
 
 test-openpi-pins: $(PINS)/.installed$(if $(LEROBOT),-lerobot) $(if $(OPENPI),$(WITH_OPENPI)/.installed) ## The tests on openpi's versions; LEROBOT=DIR, OPENPI=DIR: and code
-	$(PINS)/bin/pytest -n 2 $(if $(OPENPI),-m 'not openpi')
-	$(if $(OPENPI),$(WITH_OPENPI)/bin/pytest -n 2 -m openpi)
+	$(PINS)/bin/$(PYTEST) $(if $(OPENPI),-m 'not openpi')
+	$(if $(OPENPI),$(WITH_OPENPI)/bin/$(PYTEST) -m openpi)
 
 format: $(VENV)/.installed-dev ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -55,8 +58,14 @@ bench-norm-stats: setup ## Make a dataset of a million frames and time its norma
 bench-feed: setup ## Time our loader, LeRobot's, openpi's and bare decoding side by side
 	$(BIN)/python -m bench.feed
 
+bench-step: setup ## Time the train step with and without the extended metrics
+	$(BIN)/python -m bench.step
+
 bench-selftest: setup ## Measure datasets whose figures are known, and tell what the loader benchmark misses
 	$(BIN)/python -m bench.selftest
+
+soak: setup ## Kill a run 25 times, resume it, and compare it with one that was left alone
+	$(BIN)/python -m bench.soak
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preflight needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.11")'
@@ -83,7 +92,8 @@ $(PINS)/.installed-lerobot: $(PINS)/.installed
 	$(PINS_INSTALL) --python $(PINS)/bin/python '$(LEROBOT)'
 	@touch $@
 
-# Compiled at once: under pytest a warning about a dependency's source is an error.
+# Compiled at once: under pytest a warning about a dependency's source is an error. torchcodec needs FFmpeg's libraries on
+# the machine; without them LeRobot would try it none the less, and without torchcodec it decodes with PyAV.
 $(WITH_OPENPI)/.installed: $(PINS)/.installed $(WITH_OPENPI)/bin/python
 	$(BIN)/uv export --quiet --project '$(OPENPI)' --frozen --no-dev --no-hashes --no-emit-workspace \
 	  $(if $(LEROBOT),--no-emit-package lerobot) --output-file $(WITH_OPENPI)/lock.txt
@@ -91,6 +101,8 @@ $(WITH_OPENPI)/.installed: $(PINS)/.installed $(WITH_OPENPI)/bin/python
 	  --requirement $(WITH_OPENPI)/lock.txt --editable '$(OPENPI)' --editable '$(OPENPI)/packages/openpi-client' \
 	  $(if $(LEROBOT),'$(LEROBOT)')
 	$(PINS_INSTALL) --python $(WITH_OPENPI)/bin/python
+	@$(WITH_OPENPI)/bin/python -c 'import torchcodec' 2>/dev/null || \
+	  $(BIN)/uv pip uninstall --quiet --python $(WITH_OPENPI)/bin/python torchcodec
 	@touch $@
 
 clean: ## Remove the environments and what tools left
