@@ -102,7 +102,15 @@ time.sleep(60)
     wait_until(lambda: not any(worker.is_running() for worker in workers))
 
 
+class Bridge:
+    """Of JAX, as `fork_hazard` looks at it."""
+
+    _backends = {"cpu": object()}  # noqa: RUF012
+
+
 def test_where_a_fork_is_not_safe_it_is_refused_and_not_suggested(monkeypatch):
+    # Another test may have started JAX in this process.
+    monkeypatch.delitem(sys.modules, "jax._src.xla_bridge", raising=False)
     ends = threading.Event()
     thread = threading.Thread(target=ends.wait, name="a-viewer")
     thread.start()
@@ -116,9 +124,6 @@ def test_where_a_fork_is_not_safe_it_is_refused_and_not_suggested(monkeypatch):
     finally:
         ends.set()
         thread.join()
-
-    class Bridge:
-        _backends = {"cpu": object()}  # noqa: RUF012
 
     monkeypatch.setitem(sys.modules, "jax._src.xla_bridge", Bridge)
     assert worker_fork.fork_hazard() == "JAX has started, and its threads hold locks"

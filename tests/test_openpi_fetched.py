@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def nothing_is_fetched(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(network.socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     start = time.monotonic()
     yield
     assert time.monotonic() - start < 60

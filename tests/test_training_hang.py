@@ -27,8 +27,8 @@ class Stuck:
 
 
 def settings(**limits):
-    """Short time-outs; the longest pause is multiplied by one, which leaves `seconds` as the least."""
-    return read_watch("x", {"hang": {"factor": 1.0, **limits}})
+    """Short time-outs; the longest pause is multiplied by little, which leaves `seconds` as the least."""
+    return read_watch("x", {"hang": {"factor": 1.1, **limits}})
 
 
 class Heard(list):
@@ -79,15 +79,17 @@ def test_a_hang_is_told_of_once_with_the_place_and_all_stacks(tmp_path):
 
 def test_workers_that_are_stuck_are_named(tmp_path):
     heard = Heard()
-    with (
-        BatchLoader(Stuck(), batch_size=4, num_workers=2, timeout_s=PATIENCE_S) as loader,
-        HangWatch(settings(seconds=1, start=1), on_alert=heard, worker_stacks=loader.worker_stacks, folder=tmp_path),
-    ):
-        reader = threading.Thread(target=read_one, args=(loader,))
-        reader.start()
-        alert = heard.next()
-        written = wait_for(tmp_path / "hang_start.txt")
-        loader.close()
+    with BatchLoader(Stuck(), batch_size=4, num_workers=2, timeout_s=2 * PATIENCE_S) as loader:
+        threading.Thread(target=read_one, args=(loader,)).start()
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(stack.reads for stack in loader.worker_stacks()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with HangWatch(
+            settings(seconds=0.5, start=0.5), on_alert=heard, worker_stacks=loader.worker_stacks, folder=tmp_path
+        ):
+            alert = heard.next()
+            written = wait_for(tmp_path / "hang_start.txt")
     assert "before the first step ended" in alert.message
     assert "worker 0 is at test_training_hang.py" in alert.message
     assert "__getitem__: threading.Event().wait()" in alert.message
@@ -168,7 +170,7 @@ def test_stacks_are_written_though_a_library_holds_the_interpreter():
 import ctypes
 from preflight.config.watch import read_watch
 from preflight.training.hang import HangWatch
-settings = read_watch("x", {"hang": {"factor": 1.0, "seconds": 0.5, "start": 0.5}})
+settings = read_watch("x", {"hang": {"factor": 1.1, "seconds": 0.5, "start": 0.5}})
 def hold():
     ctypes.PyDLL(None).usleep(4_000_000)  # with the interpreter's lock, for four seconds
 with HangWatch(settings, on_alert=print) as hang:

@@ -170,7 +170,8 @@ def test_without_a_list_orbax_tells_and_the_file_is_named(kept, tmp_path, run, m
     harm(largest, "half")
     with pytest.raises(PreflightError, match="checkpoint 6 in .* cannot be restored") as caught:
         restored(folder, 6, run, mesh)
-    assert f'params.loop.value/0.0.0" in OCDBT database at local file "{folder}/6/params/"' in caught.value.message
+    # Which of the arrays in the file it meets first is left to chance.
+    assert f'in OCDBT database at local file "{folder}/6/params/"' in caught.value.message
     assert caught.value.hint.startswith("there is no older checkpoint that is whole")
 
 

@@ -18,8 +18,16 @@ def send(number=signal.SIGTERM):
     time.sleep(0.01)  # the handler runs
 
 
+@pytest.fixture
+def heeded(number):
+    """A signal that is not ignored, even where the tests run under nohup."""
+    before = signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_is_noted_once_there_is_something_to_save(number):
+def test_the_first_signal_is_noted_once_there_is_something_to_save(number, heeded):
     with stop_requests() as stop:
         stop.hold()
         assert not stop
@@ -75,9 +83,9 @@ def test_a_main_thread_that_no_signal_reaches_is_left(state, signals):
         try:
             assert process.stdout.readline() == "busy\n"
             for _ in range(signals):
+                time.sleep(0.7)  # until it is there; and so that the second signal is another wish
                 assert process.poll() is None
                 process.send_signal(signal.SIGTERM)
-                time.sleep(0.7)
             assert process.wait(30) == 130
             assert process.stdout.read() == ""
         finally:

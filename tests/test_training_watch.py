@@ -283,8 +283,8 @@ def test_a_latch_never_speaks_twice_without_a_half_between(levels):
 
 
 @given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.integers(0, 2**31))
-@settings(max_examples=20, deadline=None)
-def test_however_slow_a_run_is_at_most_one_reason_is_given(pace, share, seed):
+@settings(max_examples=10, deadline=None)
+def test_however_slow_a_run_is_one_reason_is_given_at_a_time(pace, share, seed):
     rng = np.random.default_rng(seed)
     data = share * rng.random()
     changes = {
@@ -294,7 +294,8 @@ def test_however_slow_a_run_is_at_most_one_reason_is_given(pace, share, seed):
         "busy": after_s(lambda s: int(100 * rng.random()), 97),
     }
     alerts = fly(watch(LONG), 3500, seed=seed, **changes)
-    assert len({alert.rule for alert in alerts}) == 1
+    # A cause that shows later, as a GPU that idles, is said then.
+    assert len({alert.step for alert in alerts}) == len(alerts) > 0
 
 
 def test_the_log_waits_for_its_folder_and_for_room(tmp_path, caplog):

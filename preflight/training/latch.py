@@ -29,7 +29,7 @@ class StepWindow:
         share: Of them, how many make it speak; the first steps of a run count as well, before the window is full.
     """
 
-    def __init__(self, window: float, share: float) -> None:
+    def __init__(self, window: int | float, share: int | float) -> None:
         self._bad: deque[int] = deque()
         self._window = int(window)
         self._enough = max(1.0, share * window)
