@@ -1,5 +1,6 @@
 """The shared memory that batches lie in: used again, never while somebody looks, and gone with its processes."""
 
+import contextlib
 import os
 import pickle
 import resource
@@ -161,8 +162,12 @@ def run(rest):
         text=True,
         env=ENVIRONMENT,
     )
-    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    workers = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already
+            workers.append(psutil.Process(pid))
     return process, workers
 
 
