@@ -361,8 +361,10 @@ def test_a_cleared_run_carries_its_clearance(tmp_path):
     told = json.loads(preflight("report", str(folder), "--format", "json", cwd=tmp_path).stdout)
     assert (told["verdict"]["state"], told["figures"]["goodput"] > 0) == ("completed", True)
     judged = {row["name"]: row["judgement"] for row in told["forecast"]}
-    for name in ("Steps per second", "RAM of the loader's workers", "RAM of the whole run", "Size of a checkpoint"):
+    for name in ("Steps per second", "Size of a checkpoint"):
         assert judged[name] in ("held", "above"), judged
+    for name in ("RAM of the loader's workers", "RAM of the whole run"):  # four steps may be over before a sample
+        assert judged[name] in ("held", "above", "not-observed"), judged
     again = preflight(*words, cwd=tmp_path)
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
 
