@@ -10,5 +10,5 @@ from preflight.training.loop import train
 
 if __name__ == "__main__":
     toy = flying_toy(sys.argv[1], "num_workers=1", "save_interval=3", stuck_step=6)
-    rules = read_watch("here", {"hang": {"severity": "stop", "seconds": 6, "factor": 3}})
+    rules = read_watch("here", {"hang": {"severity": "stop", "seconds": 3, "factor": 3}})
     train(toy, run_folder(toy.facts, "run"), watch=rules, on_end=lambda summary: sys.stdout.write(summary.exit))

@@ -6,9 +6,12 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
+import pytest
 from command import EXAMPLE, PREFLIGHT, environment, wait_until
 
 
@@ -65,8 +68,28 @@ def in_shared_memory():
     return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
 
-def test_killed_at_any_moment_it_leaves_no_process_and_no_file(tmp_path):
+def test_a_name_too_long_for_a_socket_is_said_in_a_sentence(tmp_path):
+    folder = tmp_path / ("t" * 100)
+    folder.mkdir()
+    words = ["bench-loader", EXAMPLE, "--workers", "1", "--max-seconds", "1"]
+    done = subprocess.run(
+        [PREFLIGHT, *words], cwd=tmp_path, env=environment(TMPDIR=str(folder)), capture_output=True, text=True
+    )
+    assert done.returncode == 3, done.stderr
+    assert "has too long a name for a socket" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def short_path():
+    """Short enough for a socket in it; a test's own folder is not always."""
+    with tempfile.TemporaryDirectory(prefix="killed-") as folder:
+        yield Path(folder)
+
+
+def test_killed_at_any_moment_it_leaves_no_process_and_no_file(short_path):
     """From before its imports to after its last batch; several at once, to make every moment last longer."""
+    tmp_path = short_path
     moments = random.Random(4)
     words = ["bench-loader", EXAMPLE, "--workers", "1,2", "--max-seconds", "2", "--set", "batch_size=2"]
     kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT] * 3 + [signal.SIGKILL]

@@ -7,9 +7,11 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 
 from preflight.data.worker import SOCKET_FOLDER, WORKER_MODULES
+from preflight.errors import PreflightError
 
 # What the server was last asked to import; asked for again when one that died has to be replaced.
 _asked: list[str] = []
@@ -23,6 +25,9 @@ def start_worker_server(modules: Sequence[str] = ()) -> None:
 
     Args:
         modules: What else the samples are made with, imported once for all workers.
+
+    Raises:
+        PreflightError: The folder for temporary files has too long a name for the server's socket.
     """
     if modules:
         _asked[:] = modules
@@ -40,7 +45,16 @@ def start_worker_server(modules: Sequence[str] = ()) -> None:
             (SOCKET_FOLDER, f"{os.getpid()}:{multiprocessing.util.get_temp_dir()}"),
         ):
             environment.enter_context(_environment(name, value))
-        multiprocessing.forkserver.ensure_running()
+        try:
+            multiprocessing.forkserver.ensure_running()
+        except OSError as error:
+            if "AF_UNIX path too long" not in str(error):
+                raise
+            folder = tempfile.gettempdir()
+            raise PreflightError(
+                f"the folder for temporary files has too long a name for a socket: {folder}",
+                "name a shorter one (a socket's path has some 100 characters): TMPDIR=/tmp",
+            ) from error
 
 
 def renew_worker_server() -> None:

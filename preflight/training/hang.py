@@ -126,6 +126,9 @@ class HangWatch:
                 wait_s = min(_LONGEST_LOOK_S, timeout_s / _LOOKS)
                 _dump_without_python(timeout_s + 2 * wait_s)
                 if hangs:
+                    # Python runs, and telling may take longer than that: threads that go on, as one that draws the
+                    # report, cannot be looked at from outside without a crash.
+                    faulthandler.cancel_dump_traceback_later()
                     self._tell(step, doing, waited_s)
         finally:
             faulthandler.cancel_dump_traceback_later()
