@@ -76,7 +76,7 @@ def test_a_run_whose_first_start_had_no_wandb_gets_an_id_when_it_is_resumed_and_
         ids.append((tmp_path / "wandb_id.txt").read_text().strip())
     assert ids[0] == ids[1] != ""
     # wandb numbers folders of one id that begin within the same second.
-    assert all(f"-{ids[0]}" in path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert {path.name.split("-")[3] for path in (tmp_path / "wandb").glob("offline-run-*")} == {ids[0]}
 
 
 class Failing:

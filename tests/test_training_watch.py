@@ -283,7 +283,7 @@ def test_a_latch_never_speaks_twice_without_a_half_between(levels):
 
 
 @given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_however_slow_a_run_is_one_reason_is_given_at_a_time(pace, share, seed):
     rng = np.random.default_rng(seed)
     data = share * rng.random()
