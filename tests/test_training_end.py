@@ -16,7 +16,7 @@ from PIL import Image
 from run_folder import SUMMARY
 from toy_run import flying_toy
 
-from preflight.config.watch import WatchSettings
+from preflight.config.watch import WatchSettings, read_watch
 from preflight.errors import PreflightError
 from preflight.report.run_report import read_report, write_report
 from preflight.training.device_errors import device_errors
@@ -227,6 +227,20 @@ def test_what_fits_no_device_is_one_sentence(tmp_path):
     ):
         jax.block_until_ready(jnp.zeros(2**43, jnp.uint8))  # 8 TiB
     assert "preflight check pi0_lighter_cup_demo" in caught.value.hint
+
+
+def test_a_resume_without_checks_is_held_against_what_the_first_start_foretold(tmp_path):
+    foretold = {"loader.throughput": {"samples_per_s": {"0": [8e9, 8e9, 8e9]}}}
+    foretold["step.roofline"] = {"demand_samples_per_s": [4e6, 4e6]}
+    checks = [{"id": id_, "status": "pass", "measured": measured} for id_, measured in foretold.items()]
+    clearance = {"verdict": "cleared", "checks": checks}
+    stop = at_step(4, lambda: signal.raise_signal(signal.SIGTERM))
+    summary, _ = fly(flying_toy(tmp_path), clearance=clearance, on_step=stop)
+    assert summary.exit == "interrupted"
+    pace = read_watch("x", {"slow.pace": {"window": 2, "seconds": 0.001}})
+    _, said = fly(flying_toy(tmp_path, "num_train_steps=12"), resume=True, watch=pace)
+    assert any("slow.pace" in line and "the checklist foretold 1e+06" in line for line in said), said
+    assert left(summary.folder, "clearance.json") == clearance
 
 
 def test_a_failed_start_leaves_nothing(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import time
@@ -35,7 +34,7 @@ from preflight.training.hang import HangWatch
 from preflight.training.mesh import make_mesh, replicated, require_divisible
 from preflight.training.metrics_file import MetricsFile
 from preflight.training.progress import Progress, progress_asset, read_progress
-from preflight.training.record import require_same_run, write_record
+from preflight.training.record import read_clearance, require_same_run, write_clearance, write_record
 from preflight.training.run_log import RunLog
 from preflight.training.saves import Saves
 from preflight.training.state import TrainState, abstract_state, first_state, state_sharding
@@ -72,7 +71,8 @@ def train(
         folder: The run's folder, see `run_folder`.
         overwrite: Delete what the folder holds.
         resume: Go on from the folder's newest checkpoint, with the order of the data that it would have had.
-        clearance: The checklist's document, kept as `clearance.json`.
+        clearance: The checklist's document, kept as `clearance.json`. A resume without one is held against the one
+            that is kept.
         watch: The rules that watch the run; all with their usual limits without it.
         report: Makes the report at the end; None for none.
         say: Called with each line meant for the terminal.
@@ -145,7 +145,9 @@ def train(
         metrics_file = stack.enter_context(MetricsFile(folder, start))
         telemetry.open(folder / "telemetry.jsonl")
         if clearance is not None:
-            (folder / "clearance.json").write_text(json.dumps(clearance, indent=2) + "\n")
+            write_clearance(folder, clearance)
+        elif resume:
+            clearance = read_clearance(folder)
         say(f"wandb: {choice.mode} ({choice.reason})")
         tracker = flight.tracker = Tracker.start(
             choice,

@@ -1,4 +1,4 @@
-"""What a run was started with, kept in its folder, so that a resume goes on with the same run."""
+"""What a run was started with and cleared by, kept in its folder, so that a resume goes on with the same run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from preflight.config.schema import TrainConfig
 from preflight.errors import UsageError
+from preflight.report.run_lines import read_document
 from preflight.runs.native import NativeRun
 from preflight.runs.protocol import Facts
 
 _FILE = "config.json"
+_CLEARANCE = "clearance.json"
 # What a record means that was written before there was the setting.
 _BEFORE = {"gradient_accumulation_steps": 1}
 # What may change from one start to the next without making another run of it.
@@ -65,6 +67,16 @@ def require_same_run(folder: Path, facts: Facts, num_samples: int) -> None:
             f"{folder.name} was started with other settings: {'; '.join(differing[:5])}{more}",
             "resume it with the same --set options, or start a new one under another --exp-name",
         )
+
+
+def write_clearance(folder: Path, clearance: dict[str, Any]) -> None:
+    """Writes `clearance.json`."""
+    (folder / _CLEARANCE).write_text(json.dumps(clearance, indent=2) + "\n")
+
+
+def read_clearance(folder: Path) -> dict[str, Any] | None:
+    """The checklist of an earlier start of this run; None where there was none, or it cannot be read."""
+    return read_document(folder, _CLEARANCE, [], "")
 
 
 def _defaults(now: dict[str, Any]) -> dict[str, Any]:
