@@ -77,14 +77,18 @@ class OutOfRange:
 
     def look(self, first_step: int, each: Each) -> list[Alert]:
         """Looks at the steps of an interval."""
-        alerts = []
-        for step, value in enumerate(each.get(self._metric, ()), start=first_step):
-            if not self._after <= step < self._until or (step + 1) % self._every:
-                continue
-            # What is not finite is another rule's.
-            out = bool(np.isfinite(value) and (value < self._low or value > self._high))
-            speaks = self._window.add(step, out)
-            self._seen = {bad: self._seen.get(bad, float(value)) for bad in self._window.steps}
+        values = each.get(self._metric, np.empty(0))
+        steps = np.arange(first_step, first_step + len(values))
+        looked_at = (self._after <= steps) & (steps < self._until) & ((steps + 1) % self._every == 0)
+        # What is not finite is another rule's.
+        out = looked_at & np.isfinite(values) & ((values < self._low) | (values > self._high))
+        alerts: list[Alert] = []
+        if not out.any() and not self._window.steps:
+            return alerts  # as nearly always: nothing to count, and nothing to forget
+        for place in np.flatnonzero(looked_at):
+            step = int(steps[place])
+            speaks = self._window.add(step, bool(out[place]))
+            self._seen = {bad: self._seen.get(bad, float(values[place])) for bad in self._window.steps}
             if speaks:
                 alerts.append(self._alert(step))
         return alerts

@@ -13,7 +13,8 @@ from preflight.training.alerts import Alert, alert_of
 from preflight.training.forecast import Forecast
 from preflight.training.latch import Latch
 
-_SHORT_S = 1.0  # intervals below are joined with the next: a run that logs every step must not pay for it
+_SHORT_S = 1.0  # intervals below wait for the next to join them: a run that logs every step must not pay for it
+_ORDER = ("slow.throttled", "slow.data", "slow.host", "slow.pace")  # what comes first explains what comes after
 # NVML's reasons that are faults of the machine; a cap of power in software is how a GPU under full load is meant to
 # run, and an idle GPU lowers its clocks, too.
 _FAULTS = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "reliability")
@@ -70,10 +71,12 @@ class Slow:
         self._rules = {**RULES, **rules}
         self._forecast, self._gpus = forecast, gpus
         self._intervals: deque[_Interval] = deque()
+        self._short: _Interval | None = None  # waits for the next
+        self._short_s = min(_SHORT_S, *(self._rules[id_]["seconds"] for id_ in _ORDER))
         self._busy: list[float] = []
         self._faults: list[tuple[str, ...]] = []
         self._best = 0.0
-        self._latches = {id_: Latch() for id_ in ("slow.throttled", "slow.data", "slow.host", "slow.pace")}
+        self._latches = {id_: Latch() for id_ in _ORDER}
 
     def sample(self, sample: Mapping[str, Any]) -> None:
         """Takes a sample of telemetry in."""
@@ -101,8 +104,11 @@ class Slow:
             busy=busy,
             faults=faults,
         )
-        if self._intervals and self._intervals[-1].elapsed_s < _SHORT_S:
-            interval = _joined(self._intervals.pop(), interval)
+        if self._short is not None:
+            interval = _joined(self._short, interval)
+        self._short = interval if interval.elapsed_s < self._short_s else None
+        if self._short is not None:
+            return []
         self._intervals.append(interval)
         spans = {id_: self._span(self._rules[id_]) for id_ in self._latches}
         levels = {
