@@ -1,6 +1,6 @@
 """The toy trained in a process that tests kill.
 
-`resume_child.py BASE NAME [--resume] [--slow-from=STEP] [KEY=VALUE …]`.
+`resume_child.py BASE NAME [--resume] [--slow-from=STEP] [--slow-saves] [KEY=VALUE …]`.
 """
 
 import os
@@ -19,6 +19,7 @@ from toy_run import flying_toy
 from preflight.cli.process_end import end_process
 from preflight.data.loader import start_worker_server
 from preflight.errors import EXIT_INTERRUPTED, PreflightError
+from preflight.training import checkpoints
 from preflight.training.folder import run_folder
 from preflight.training.loop import train
 
@@ -35,6 +36,9 @@ def say(line):
 def main(base, name, *words):
     resume = "--resume" in words
     slow_from = next((int(word.partition("=")[2]) for word in words if word.startswith("--slow-from=")), None)
+    if "--slow-saves" in words:
+        # The last thing before a checkpoint gets its name.
+        checkpoints.list_files = lambda folder: time.sleep(30)
     words = [word for word in words if not word.startswith("--")]
 
     def on_step(step):

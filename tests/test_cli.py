@@ -15,6 +15,7 @@ from command import EXAMPLE, PREFLIGHT, ROOT, TINY, environment, interrupt_when,
 from preflight.report.as_json import check_schema
 
 SOUND = ["num_train_steps=1245", "lr_schedule.decay_steps=1245", "save_interval=415", "keep_period=415"]
+ALONE = ["--set", "num_workers=0", "--set", "wandb_enabled=false"]  # no process but the command's
 SOUND = [word for assignment in SOUND for word in ("--set", assignment)]
 
 
@@ -247,7 +248,7 @@ def test_an_output_that_breaks_does_not_change_the_verdict(tmp_path):
 
 
 def test_a_run_whose_reader_went_away_goes_on_and_saves(tmp_path):
-    words = " ".join(["train", EXAMPLE, *TINY, "--exp-name", "teed", "--set", "num_workers=0"])
+    words = " ".join(["train", EXAMPLE, *TINY, "--exp-name", "teed", *ALONE])
     # head reads some lines and goes; the run must go on to its last checkpoint.
     shell(f"{PREFLIGHT} {words} | head -5; sleep 1", tmp_path)
     folder = tmp_path / "checkpoints/g1/teed"
@@ -279,13 +280,13 @@ def test_ctrl_c_during_a_training_saves_and_the_run_goes_on_where_it_stopped(tmp
 
 
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path):
-    words = ["train", EXAMPLE, *TINY, "--exp-name", "nohup", "--set", "num_workers=0"]
+    words = ["train", EXAMPLE, *TINY, "--exp-name", "nohup", *ALONE]
     code, output = interrupt_when(words, cwd=tmp_path, sign="Step 2:", number=signal.SIGHUP, prefix=["nohup"])
     assert (code, "Training completed" in output) == (0, True), output
 
 
 def test_sigterm_saves_too(tmp_path):
-    words = ["train", EXAMPLE, *TINY, "--exp-name", "spot", "--set", "num_workers=0"]
+    words = ["train", EXAMPLE, *TINY, "--exp-name", "spot", *ALONE]
     code, output = interrupt_when(words, cwd=tmp_path, sign="Step 2:", number=signal.SIGTERM)
     assert (code, "SIGTERM: saving a checkpoint" in output) == (130, True), output
 
@@ -298,11 +299,9 @@ def test_sigterm_before_the_first_step_leaves_nothing(tmp_path):
 
 
 def test_saves_that_fail_are_a_sentence_each_and_the_last_is_the_runs(tmp_path):
-    words = " ".join(
-        ["train", EXAMPLE, *TINY, "--exp-name", "small", "--set", "num_workers=0", "--set", "save_interval=3"]
-    )
+    words = " ".join(["train", EXAMPLE, *TINY, "--exp-name", "small", *ALONE, "--set", "save_interval=3"])
     # No file may grow beyond 1 MiB: the camera views and metrics can be written, the parameters cannot.
-    done = shell(f"ulimit -f 1024; {PREFLIGHT} {words} --set wandb_enabled=false", tmp_path)
+    done = shell(f"ulimit -f 1024; {PREFLIGHT} {words}", tmp_path)
     assert done.returncode == 3, done.stderr
     assert "warn: checkpoint.save at step 3: checkpoint 3 could not be saved: " in done.stdout
     assert "preflight: the last save failed: checkpoint 39 could not be saved: " in done.stderr
@@ -319,7 +318,7 @@ def test_a_run_that_the_watch_stops_exits_5(tmp_path):
     (tmp_path / "preflight.toml").write_text(
         '[watch]\n"loss.range" = { low = 1e6, high = 1e9, steps = 2, severity = "stop" }'
     )
-    words = ["train", EXAMPLE, *TINY, "--exp-name", "stopped", "--set", "num_workers=0", "--set", "wandb_enabled=false"]
+    words = ["train", EXAMPLE, *TINY, "--exp-name", "stopped", *ALONE]
     done = preflight(*words, cwd=tmp_path)
     assert done.returncode == 5, done.stdout + done.stderr
     assert "stop: loss.range at step " in done.stdout

@@ -100,6 +100,27 @@ def test_a_second_signal_ends_at_once_and_harms_nothing(undisturbed, tmp_path):
     assert_identical(left(tmp_path, "run"), undisturbed[0])
 
 
+def test_a_second_signal_inside_of_a_save_ends_at_once_and_harms_nothing(undisturbed, tmp_path):
+    folder = folder_of(tmp_path, "run")
+    process = start(tmp_path, "run")
+    assert wait_for(process, lambda: 20 in saved_steps(folder))
+    end(process)
+    last = saved_steps(folder)[-1]
+    process = start(tmp_path, "run", "--resume", "--slow-saves", "save_interval=1000")
+    assert wait_for(process, reaches(folder, last + 7))
+    process.send_signal(signal.SIGTERM)
+    assert wait_for(process, saves(folder, last))
+    time.sleep(0.7)
+    assert process.poll() is None
+    began = time.monotonic()
+    assert end(process, signal.SIGTERM) == 130, output_of(tmp_path, "run")
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in output_of(tmp_path, "run")
+    assert saved_steps(folder)[-1] == last
+    finish(tmp_path, "run", "--resume")
+    assert_identical(left(tmp_path, "run"), undisturbed[0])
+
+
 def test_a_worker_that_is_killed_is_told_of_and_changes_nothing(undisturbed, tmp_path):
     process = start(tmp_path, "run", "num_workers=2")
     for turn, step in enumerate((7, 21)):
