@@ -21,6 +21,7 @@ from preflight.telemetry.targets import GpuSpec, Target
 
 if TYPE_CHECKING:
     from preflight.training.device_compile import StepMemory
+    from preflight.training.device_trial import Trial
     from preflight.training.lowered import LoweredStep
 
 T = TypeVar("T")
@@ -30,6 +31,12 @@ def _compile(step: LoweredStep, device: GpuSpec | str) -> StepMemory:
     from preflight.training.device_compile import compile_step_for
 
     return compile_step_for(step, device)
+
+
+def _trial(variables: Mapping[str, str]) -> Trial:
+    from preflight.training.device_trial import try_devices
+
+    return try_devices(variables)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,7 @@ class Probes:
     unreachable: Callable[[str, int], str | None] = unreachable  # why a machine does not answer on a port
     hub: Callable[[str], HubDataset | str] = ask_hub  # of a dataset's repo_id; a str says why it could not be asked
     compile: Callable[[LoweredStep, GpuSpec | str], StepMemory] = _compile  # for a GPU, "cuda" (the one here) or "cpu"
+    trial: Callable[[Mapping[str, str]], Trial] = _trial  # of the devices, under some variables of the environment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from checks import devices_config
+from checks import devices_config, env_devices
 from checks.context import CheckContext
 from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped
 
@@ -40,5 +40,6 @@ CHECKS = (
         doc="Asks the driver (NVML) for GPUs and jax for its backend. A GPU that jax does not see, usually "
         "because the CUDA plugin is missing, would not stop a run: it would train on the CPU.",
     ),
+    env_devices.CHECK,
     devices_config.HOSTS,
 )

@@ -10,6 +10,7 @@ from preflight.runs import load_run
 from preflight.telemetry.cpus import CpuCount
 from preflight.telemetry.memory import MemoryLimit
 from preflight.training.device_compile import StepMemory
+from preflight.training.device_trial import Trial
 
 EXAMPLE = str(Path(__file__).parent.parent / "examples" / "g1.toml")
 GIB = 2**30
@@ -26,6 +27,8 @@ HEALTHY = Probes(
     compile=lambda step, device: StepMemory(
         arguments=1, outputs=1, aliases=1, temporaries=1, compiler="a test", seconds=0.0, rss_mib=0.0
     ),
+    # A process really tries the devices in test_training_device_trial.
+    trial=lambda variables: Trial(backend="gpu", devices=("a test",), seconds={"start": 0.0, "compute": 0.0}),
 )
 # Each has tests of its own.
 LOADING = ("memory.workers", "loader.first-batch", "loader.throughput", "loader.starvation")  # they start workers

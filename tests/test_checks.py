@@ -38,6 +38,7 @@ def test_a_healthy_run_is_silent():
     skipped = {id_ for id_, result in results.items() if result.status == "skip"}
     assert skipped == {
         "env.accelerator",
+        "env.devices",
         "config.expectations",
         "config.fsdp",
         "config.weights",
