@@ -198,12 +198,20 @@ def test_a_state_that_is_no_number_is_not_saved_where_nobody_watches_either(tmp_
     assert not (summary.folder / "alerts.jsonl").exists()
 
 
-def test_a_run_that_hangs_says_where_and_ends_if_it_is_asked_to(tmp_path):
-    here, mark = Path(__file__).parent, {"HANG_CHILD": str(tmp_path)}
+def hung(base, *words):
+    """A run that hangs in a process of its own, and ends it; nothing that it started is left."""
+    here, mark = Path(__file__).parent, {"HANG_CHILD": str(base)}
     environ = {**os.environ, **mark, "PYTHONPATH": str(here)}
-    words = [sys.executable, str(here / "hang_child.py"), str(tmp_path)]
+    words = [sys.executable, str(here / "hang_child.py"), str(base), *words]
     done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=200)
     assert done.returncode == 5, done.stdout + done.stderr
+    started = psutil.process_iter(["environ"])
+    assert not [one for one in started if mark.items() <= (one.info["environ"] or {}).items()]
+    return done
+
+
+def test_a_run_that_hangs_says_where_and_ends_if_it_is_asked_to(tmp_path):
+    done = hung(tmp_path, "6", "1800")
     assert done.stdout.endswith("stopped")
     folder = tmp_path / "pi0_lighter_cup_demo" / "run"
     (alert,) = records(folder, "alerts.jsonl")
@@ -215,8 +223,15 @@ def test_a_run_that_hangs_says_where_and_ends_if_it_is_asked_to(tmp_path):
     assert left(folder)["reason"] == f"hang: {alert['message']}"
     assert saved_steps(folder) == [3]
     assert "Stopped by the watch" in (folder / "report.html").read_text()
-    started = psutil.process_iter(["environ"])
-    assert not [one for one in started if mark.items() <= (one.info["environ"] or {}).items()]  # nobody is left behind
+
+
+def test_a_start_that_hangs_says_where_and_leaves_nothing(tmp_path):
+    done = hung(tmp_path / "runs", "0", "4")
+    said = "stop: hang: no step has ended for 4 s, before the first step ended, during the start: the first batch, "
+    assert said in done.stdout, done.stdout
+    assert "worker 0 is at toy_run.py" in done.stdout
+    assert "toy_run.py" in done.stderr  # the stacks, which have no folder to go to
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_fits_no_device_is_one_sentence(tmp_path):

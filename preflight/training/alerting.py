@@ -15,18 +15,20 @@ class Alerting:
     """Passes alerts on; the first of severity "stop" is kept as `stop`, for the loop to see.
 
     Args:
-        folder: The run's.
         say: Called with each line meant for the terminal.
-        tracker: wandb.
     """
 
     stop: Alert | None
 
-    def __init__(self, folder: Path, *, say: Callable[[str], None], tracker: Tracker) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
         self.stop = None
-        self._say, self._tracker = say, tracker
+        self._say, self._tracker = say, Tracker(None)
         self._file = AlertLog()
+
+    def open(self, folder: Path, tracker: Tracker) -> None:
+        """Passes alerts on to the run's folder and to wandb as well; the file gets those of before, too."""
         self._file.open(folder / NAME)
+        self._tracker = tracker
 
     def tell(self, alert: Alert) -> None:
         """Passes one on."""

@@ -15,14 +15,16 @@ from typing import Any
 
 import psutil
 
-from preflight.errors import PreflightError
+from preflight.errors import PreflightError, UsageError
+from preflight.runs import Facts
 from preflight.training.alerting import Alerting
 from preflight.training.alerts import Alert
 from preflight.training.clocks import Clocks
 from preflight.training.folder import checkpoint_bytes, saved_steps
-from preflight.training.progress import Progress
+from preflight.training.folder_lock import locked
+from preflight.training.progress import Progress, read_progress
 from preflight.training.run_log import RunLog
-from preflight.training.summary import Exit, Summary, device_peak_bytes, write_summary
+from preflight.training.summary import Exit, Summary, device_peak_bytes, last_exit, write_summary
 from preflight.training.tracking import Tracker
 from preflight.training.watch import Record, Watch
 
@@ -134,17 +136,48 @@ def ending(flight: Flight, report: Callable[[Path], Path] | None, on_end: Callab
                 flight.tracker.finish()
 
 
+def end_of(
+    folder: Path,
+    facts: Facts,
+    report: Callable[[Path], Path] | None,
+    on_end: Callable[[Summary], None],
+    say: Callable[[str], None],
+) -> Summary:
+    """The end of a run that has made all its steps, and was killed before its summary was written.
+
+    Raises:
+        UsageError: It was not.
+    """
+    step = saved_steps(folder)[-1]
+    if last_exit(folder) == "completed":
+        raise UsageError(
+            f"{folder.name} is complete: {step + 1} of {facts.num_train_steps} steps are done",
+            "train longer with --set num_train_steps=N",
+        )
+    say(f"{folder.name} has made all its steps, and was killed before its summary was written")
+    flight = Flight(folder=folder, batch_size=facts.batch_size, progress=read_progress(folder / str(step)))
+    flight.clocks.close()
+    with locked(folder), ending(flight, report, on_end):
+        flight.begun = True
+    assert flight.summary is not None
+    return flight.summary
+
+
 def abandon(
     flight: Flight, report: Callable[[Path], Path] | None, on_end: Callable[[Summary], None], exit_code: int
 ) -> None:
-    """Ends the process of a run whose main thread hangs, from another one: with summary and report, without a save."""
+    """Ends the process of a run whose main thread hangs, from another one, without a save.
+
+    Summary and report are written where the run's folder is its own; before the first step there is nothing to leave.
+    """
     if flight.alerting is not None and flight.alerting.stop is not None:
         flight.stopped(flight.alerting.stop)
-    summary = flight._summary()
-    write_summary(summary)
-    if report is not None:
-        summary = dataclasses.replace(summary, report=_reported(flight.folder, report))
-    on_end(summary)
+    if flight.begun:
+        summary = flight._summary()
+        write_summary(summary)
+        if report is not None:
+            summary = dataclasses.replace(summary, report=_reported(flight.folder, report))
+        on_end(summary)
     sys.stdout.flush()
     sys.stderr.flush()
     for child in psutil.Process().children(recursive=True):  # a worker that hangs would outlive this process

@@ -15,9 +15,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from preflight.config.watch import WatchSettings
-from preflight.errors import PreflightError, UsageError
+from preflight.errors import PreflightError
 from preflight.report.run_report import write_report
-from preflight.runs import Facts, Run
+from preflight.runs import Run
 from preflight.telemetry.network import unreachable
 from preflight.telemetry.sampler import TelemetryWriter
 from preflight.training import checkpoints
@@ -26,7 +26,7 @@ from preflight.training.alerts import Alert
 from preflight.training.camera_views import milestone_steps, picture
 from preflight.training.device_errors import device_errors
 from preflight.training.device_feed import DeviceFeed
-from preflight.training.ending import Flight, abandon, ending
+from preflight.training.ending import Flight, abandon, end_of, ending
 from preflight.training.folder import create_folder, refuse_folder, saved_steps
 from preflight.training.folder_lock import locked
 from preflight.training.forecast import Forecast
@@ -40,7 +40,7 @@ from preflight.training.saves import Saves
 from preflight.training.state import TrainState, abstract_state, first_state, state_sharding
 from preflight.training.step import compile_step
 from preflight.training.stop_requests import stop_requests
-from preflight.training.summary import Summary, last_exit
+from preflight.training.summary import Summary
 from preflight.training.tracking import Tracker, choose_mode
 from preflight.training.watch import Watch
 
@@ -91,7 +91,7 @@ def train(
     facts = run.facts
     refuse_folder(folder, overwrite=overwrite, resume=resume)
     if resume and saved_steps(folder)[-1] + 1 >= facts.num_train_steps:
-        return _ended(facts, folder, report, on_end, say)
+        return end_of(folder, facts, report, on_end, say)
     require_divisible(facts.batch_size, facts.fsdp_devices, jax.device_count())
     mesh = make_mesh(facts.fsdp_devices)
     rules = watch or WatchSettings()
@@ -120,15 +120,25 @@ def train(
             start = int(state.step)
             rng = jax.device_put(rng, replicated(mesh))
         feed = stack.enter_context(DeviceFeed(dataset, facts, mesh, start=start, clocks=clocks))
-        host, batch = feed.take()
-        with clocks.on("compile"):
+        alerting = flight.alerting = Alerting(say)
+        hang = stack.enter_context(
+            HangWatch(
+                rules,
+                on_alert=alerting.tell,
+                worker_stacks=feed.loader.worker_stacks,
+                end=functools.partial(abandon, flight, report, on_end),
+            )
+        )
+        with hang.busy("the start: the first batch, the compile, the first step"):
+            host, batch = feed.take()
+            with clocks.on("compile"):
+                began = time.perf_counter()
+                step_fn = compile_step(run, mesh).lower(rng, state, batch).compile()
+                flight.compile_s = time.perf_counter() - began
             began = time.perf_counter()
-            step_fn = compile_step(run, mesh).lower(rng, state, batch).compile()
-            flight.compile_s = time.perf_counter() - began
-        began = time.perf_counter()
-        state, metrics = step_fn(rng, state, batch)
-        clocks.dispatched(start, began, metrics)
-        jax.block_until_ready(metrics)
+            state, metrics = step_fn(rng, state, batch)
+            clocks.dispatched(start, began, metrics)
+            jax.block_until_ready(metrics)
         stop.hold()
 
         progress = Progress()
@@ -161,7 +171,8 @@ def train(
             facts, metrics_file, clocks=clocks, tracker=tracker, telemetry=flight.telemetry, say=say,
             compile_s=flight.compile_s, watch=flight.looked, progress=progress, sharding=replicated(mesh),
         )  # fmt: skip
-        alerting = flight.alerting = Alerting(folder, say=say, tracker=tracker)
+        alerting.open(folder, tracker)
+        hang.folder = folder
         flight.watch = Watch(
             rules,
             Forecast.read(clearance, facts.settings),
@@ -169,15 +180,6 @@ def train(
             accumulation_steps=facts.gradient_accumulation_steps,
             losses=metrics_file.losses,
             start=start,
-        )
-        hang = stack.enter_context(
-            HangWatch(
-                rules,
-                on_alert=alerting.tell,
-                worker_stacks=feed.loader.worker_stacks,
-                folder=folder,
-                end=functools.partial(abandon, flight, report, on_end),
-            )
         )
         milestones = milestone_steps(facts)
         saves = Saves(manager, functools.partial(_tell_of_failed_save, alerting), flight.saved)
@@ -232,29 +234,6 @@ def train(
         if alerting.stop:
             flight.stopped(alerting.stop)
         saves.close()
-    assert flight.summary is not None
-    return flight.summary
-
-
-def _ended(
-    facts: Facts,
-    folder: Path,
-    report: Callable[[Path], Path] | None,
-    on_end: Callable[[Summary], None],
-    say: Callable[[str], None],
-) -> Summary:
-    """The end of a run that was killed after its last checkpoint, without a summary."""
-    step = saved_steps(folder)[-1]
-    if last_exit(folder) == "completed":
-        raise UsageError(
-            f"{folder.name} is complete: {step + 1} of {facts.num_train_steps} steps are done",
-            "train longer with --set num_train_steps=N",
-        )
-    say(f"{folder.name} has made all its steps, and was killed before its summary was written")
-    flight = Flight(folder=folder, batch_size=facts.batch_size, progress=read_progress(folder / str(step)))
-    flight.clocks.close()
-    with locked(folder), ending(flight, report, on_end):
-        flight.begun = True
     assert flight.summary is not None
     return flight.summary
 
