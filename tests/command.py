@@ -28,8 +28,9 @@ TINY = [
 
 
 def environment(**changes):
-    # One CPU device with steps in flight, as a user has; the two of the tests are for sharding.
-    return {**os.environ, "XLA_FLAGS": "", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "1", "COLUMNS": "100", **changes}
+    # One CPU device with steps in flight, as a user has; the two of the tests are for sharding. The last flag counts.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_CPU_ENABLE_ASYNC_DISPATCH": "1", "COLUMNS": "100", **changes}
 
 
 def preflight(*words, cwd, **changes):

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ |= {
-    # The model is a toy: its compile takes longer than its steps.
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",  # the last one counts
     "JAX_PLATFORMS": "cpu",
     "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
 }

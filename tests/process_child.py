@@ -4,7 +4,10 @@ import json
 import os
 import sys
 
-os.environ |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+os.environ |= {
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+    "JAX_PLATFORMS": "cpu",
+}
 
 import jax
 from toy_run import batch_of, toy_run

@@ -7,7 +7,7 @@ import os
 import sys
 
 os.environ |= {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
     "JAX_PLATFORMS": "cpu",
     "JAX_CPU_ENABLE_ASYNC_DISPATCH": "1",
 }

@@ -212,7 +212,9 @@ def test_memory_is_left_out_where_it_was_not_asked_for() -> None:
 
 
 def test_a_vanished_process_leaves_the_machine(tmp_path: Path) -> None:
-    with running("print(1, flush=True); input()") as (child, _):
+    # Some ticks of the kernel's clock, of 10 ms each, before it is gone.
+    work = "import time\nwhile time.process_time() < 0.05: pass\nprint(1, flush=True); input()"
+    with running(work) as (child, _):
         sampler = TelemetrySampler(child.pid)
         assert sampler.sample()["tree"] is not None
         assert child.stdin is not None
