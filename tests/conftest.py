@@ -28,7 +28,7 @@ sys.dont_write_bytecode = False
 # What is expensive is made once and shared by all tests, the processes they start, and the next run.
 os.environ["PREFLIGHT_CACHE"] = str(_CACHE / "preflight")
 # A toy's step compiles for longer than it runs: LLVM leaves out what makes code fast, and XLA the way to it that takes
-# longest (jax 0.10.2: 3.4 s for the toy of the command's tests, in place of 13).
+# longest (jax 0.10.2: 3.4 s for pi0's toy, in place of 13). Commands are run as users have them, see command.py.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if tuple(map(int, metadata.version("jax").split(".")[:2])) >= (0, 10):  # XLA ends a process that has an unknown flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
