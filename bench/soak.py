@@ -68,6 +68,7 @@ class Soak:
         """Makes a run that gets signals, one for each start, until it is complete; takes those that it gets off."""
         while signals:
             number = signals[-1]
+            said = len(self._output(name))
             process, before = self._begin(name), self._saved(name)
             where = self._wait(process, name, before)
             if process.poll() is not None:
@@ -76,9 +77,10 @@ class Soak:
             code = process.wait(_TIMEOUT_S)
             if code == 0:
                 break  # the signal came after the last step
-            expected = -signal.SIGKILL if number == signal.SIGKILL else 130
-            if code != expected:
-                raise SystemExit(f"{name}: exit code {code} instead of {expected}\n{self._output(name)}")
+            # Before the command has said its first word, Python may still be starting: then a SIGTERM ends it as well.
+            unheard = number == signal.SIGKILL or len(self._output(name)) == said
+            if code != (-number if unheard and code < 0 else 130):
+                raise SystemExit(f"{name}: exit code {code} after {number.name}\n{self._output(name)[-4000:]}")
             signals.pop()
             inside = number == signal.SIGKILL and bool(unfinished_saves(self.folder(name)))
             counts[f"{number.name} {'inside of a save' if inside else where}"] += 1
@@ -87,7 +89,7 @@ class Soak:
             self._expect(self._begin(name), 0, name)
             return
         if process.returncode:
-            raise SystemExit(f"{name}: exit code {process.returncode}\n{self._output(name)}")
+            raise SystemExit(f"{name}: exit code {process.returncode}\n{self._output(name)[-4000:]}")
 
     def left(self, name: str) -> tuple[list[Any], list[dict[str, Any]], dict[str, Any]]:
         """What must not differ: the arrays of the last checkpoint, the metrics, the losses of the summary."""
@@ -157,10 +159,11 @@ class Soak:
 
     def _expect(self, process: subprocess.Popen[bytes], code: int, name: str) -> None:
         if (found := process.wait(_TIMEOUT_S)) != code:
-            raise SystemExit(f"{name}: exit code {found} instead of {code}\n{self._output(name)}")
+            raise SystemExit(f"{name}: exit code {found} instead of {code}\n{self._output(name)[-4000:]}")
 
     def _output(self, name: str) -> str:
-        return (self._base / f"{name}.log").read_text()[-4000:]
+        path = self._base / f"{name}.log"
+        return path.read_text() if path.exists() else ""
 
 
 def differences(found: tuple[list[Any], Any, Any], wanted: tuple[list[Any], Any, Any]) -> list[str]:

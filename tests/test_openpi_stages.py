@@ -46,8 +46,24 @@ def lerobots(dataset):
     return raw
 
 
-def test_videos_stay_open_and_every_pixel_is_lerobots(dataset):
+def test_videos_stay_open_where_lerobot_decodes_by_pyav(dataset):
     raw = lerobots(dataset)
+    assert isinstance(raw._query_videos, OpenVideos) == (raw.video_backend == "pyav")
+
+
+@pytest.fixture
+def by_pyav(dataset, monkeypatch):
+    """LeRobot's dataset in the samples, which decodes by PyAV, also where torchcodec finds FFmpeg's libraries."""
+    raw = lerobots(dataset)
+    monkeypatch.setattr(raw, "video_backend", "pyav")
+    monkeypatch.setitem(vars(raw), "_query_videos", None)  # to be as it was in the end
+    del vars(raw)["_query_videos"]
+    assert keep_videos_open(dataset._raw)
+    return raw
+
+
+def test_videos_stay_open_and_every_pixel_is_lerobots(by_pyav):
+    raw = by_pyav
     assert isinstance(raw._query_videos, OpenVideos)
     theirs = type(raw)._query_videos
     for index in (0, 220, 221, 222, 300, 497):
@@ -62,8 +78,8 @@ def test_videos_stay_open_and_every_pixel_is_lerobots(dataset):
                 np.testing.assert_array_equal(found[key].numpy(), expected[key].numpy())
 
 
-def test_what_is_not_lerobots_own_decoding_by_pyav_is_left_alone(dataset, monkeypatch):
-    raw = lerobots(dataset)
+def test_what_is_not_lerobots_own_decoding_by_pyav_is_left_alone(by_pyav, dataset, monkeypatch):
+    raw = by_pyav
     monkeypatch.delattr(raw, "_query_videos")  # of the instance
     assert keep_videos_open(dataset._raw)
     monkeypatch.delattr(raw, "_query_videos")
