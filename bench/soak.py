@@ -24,6 +24,7 @@ from typing import Any
 
 from bench.processes import preflight_command
 from preflight.training.folder import saved_steps, unfinished_saves
+from preflight.training.summary import last_exit
 
 _SETTINGS = (
     "log_interval=7",
@@ -85,6 +86,8 @@ class Soak:
             inside = number == signal.SIGKILL and bool(unfinished_saves(self.folder(name)))
             counts[f"{number.name} {'inside of a save' if inside else where}"] += 1
             print(f"  {name}: {number.name:7} {where}{', a save was cut off' if inside else ''}", flush=True)
+            if last_exit(self.folder(name)) == "completed":
+                return  # only its last words were cut off
         else:
             self._expect(self._begin(name), 0, name)
             return
@@ -128,10 +131,19 @@ class Soak:
                     return "at a save"
                 time.sleep(0.001)
             return "never"
-        moment = time.monotonic() + self._chance.uniform(0, 1.8 * self._start_s)
+        began, logged = time.monotonic(), self._logged(name)
+        moment, starts = began + self._chance.uniform(0, 1.8 * self._start_s), True
         while process.poll() is None and time.monotonic() < moment:
             time.sleep(0.01)
+            if starts and self._logged(name) != logged:
+                # As it is by now: on a machine that has got faster, a run would be over before most moments come.
+                self._start_s, starts = time.monotonic() - began, False
         return "while it starts" if self._saved(name) == before else "after a save"
+
+    def _logged(self, name: str) -> int:
+        """Bytes of the run's record."""
+        path = self.folder(name) / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
 
     def _saved(self, name: str) -> int:
         return max(saved_steps(self.folder(name)), default=-1)
