@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checks.context import CheckContext, visible_gpus
-from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped
+from preflight.checklist import Check, Hint, Outcome, failed, passed, skipped, warned
 from preflight.runs import command_line
-from preflight.training.device_trial import Trial
+
+if TYPE_CHECKING:
+    from preflight.training.device_trial import Trial
 
 _PEER_TO_PEER = "NCCL_P2P_DISABLE"
 # What is said where libraries, driver and GPU do not go together (openpi#419).
-_MIXED = ("ptxas", "cudnn", "cublas", "cuda_error", "no kernel image", "ptx", "libdevice", "driver version", "nccl.so")
+_MIXED = ("ptx", "cudnn", "cublas", "cuda_error", "no kernel image", "libdevice", "driver version", "nccl.so")
 
 
 def _devices(context: CheckContext) -> Outcome:
-    if not visible_gpus(context):
+    visible = len(visible_gpus(context))
+    if not visible:
         return skipped("no accelerator: no GPU is visible to try")
     trial = context.probes.trial({})
     measured = {"devices": list(trial.devices), "backend": trial.backend, "seconds": dict(trial.seconds)}
     if trial.backend == "cpu":
         return skipped("jax sees only the CPU, so that no GPU was tried: env.accelerator says why")
+    if trial.stage is None and len(trial.devices) < visible:
+        return warned(
+            f"jax finds {len(trial.devices)} of {visible} visible GPUs, and the others were not tried; {_well(trial)}",
+            measured=measured,
+            expected={"devices": visible},
+            hint=Hint(text="see what nvidia-smi says of the others", commands=("nvidia-smi",)),
+        )
     if trial.stage is None:
         return passed(_well(trial), measured=measured)
     if trial.stage == "exchange":
@@ -98,7 +108,8 @@ CHECK = Check(
     timeout_s=240,
     run=_devices,
     doc="A process of its own multiplies matrices and convolves on every GPU that is visible, and sums 32 MiB of each "
-    "over all of them, as a step does with its gradients; every result is compared. GPUs that cannot reach each other "
+    "over all of them, as a step does with its gradients; every result is compared. Visible GPUs that jax does not find "
+    "are warned of. GPUs that cannot reach each other "
     "let a run stand still at its first step, without an error (openpi#480, #483): here the process is ended after "
     "90 s, and tried again without NCCL's peer-to-peer transfers, to see whether that helps. A new GPU under an old "
     "jax, an old driver or CUDA libraries of another version say so here, and not after the dataset was read "

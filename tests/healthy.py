@@ -28,7 +28,9 @@ HEALTHY = Probes(
         arguments=1, outputs=1, aliases=1, temporaries=1, compiler="a test", seconds=0.0, rss_mib=0.0
     ),
     # A process really tries the devices in test_training_device_trial.
-    trial=lambda variables: Trial(backend="gpu", devices=("a test",), seconds={"start": 0.0, "compute": 0.0}),
+    trial=lambda variables: Trial(
+        backend="gpu", devices=("a test",) * 8, seconds={"start": 0.0, "compute": 0.0, "exchange": 0.0}
+    ),
 )
 # Each has tests of its own.
 LOADING = ("memory.workers", "loader.first-batch", "loader.throughput", "loader.starvation")  # they start workers

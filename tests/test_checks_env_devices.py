@@ -53,6 +53,15 @@ def test_a_jax_without_its_plugin_is_not_taken_for_gpus_that_work():
     assert "no GPU was tried" in outcome.summary
 
 
+def test_gpus_that_jax_does_not_find_are_not_taken_for_tried():
+    alone = Trial(backend="gpu", devices=KINDS[:1], seconds={"start": 4.0, "compute": 3.0})
+    outcome = CHECK.run(tried(alone)[0])
+    assert outcome.status == "warn"
+    assert outcome.summary.startswith("jax finds 1 of 2 visible GPUs, and the others were not tried; 1 x NVIDIA H100")
+    # Those that are hidden need no try.
+    assert CHECK.run(tried(alone, CUDA_VISIBLE_DEVICES="1")[0]).status == "pass"
+
+
 def test_one_gpu_is_asked_for_no_sum():
     alone = Trial(backend="gpu", devices=KINDS[:1], seconds={"start": 4.0, "compute": 3.0})
     summary = "1 x NVIDIA H100 80GB HBM3: matrix product and convolution are right (3.0 s)"
