@@ -79,8 +79,9 @@ class Soak:
             if code == 0:
                 break  # the signal came after the last step
             # Before the command has said its first word, Python may still be starting: then a SIGTERM ends it as well.
-            unheard = number == signal.SIGKILL or len(self._output(name)) == said
-            if code != (-number if unheard and code < 0 else 130):
+            unheard = len(self._output(name)) == said
+            expected = {-number} if number == signal.SIGKILL else {130, -number} if unheard else {130}
+            if code not in expected:
                 raise SystemExit(f"{name}: exit code {code} after {number.name}\n{self._output(name)[-4000:]}")
             signals.pop()
             inside = number == signal.SIGKILL and bool(unfinished_saves(self.folder(name)))
