@@ -354,6 +354,7 @@ def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     with TelemetryWriter(os.getpid(), path, period_s=0.1):
         wait_until(lambda: path.exists() and len(lines_of(path)) >= 2)
+        assert lines_of(path)[1]["time"] > lines_of(path)[0]["time"]  # while the writer is still at work
 
 
 def test_samples_wait_for_the_folder_and_never_make_it(tmp_path: Path) -> None:
