@@ -108,10 +108,9 @@ CHECK = Check(
     timeout_s=240,
     run=_devices,
     doc="A process of its own multiplies matrices and convolves on every GPU that is visible, and sums 32 MiB of each "
-    "over all of them, as a step does with its gradients; every result is compared. Visible GPUs that jax does not find "
-    "are warned of. GPUs that cannot reach each other "
-    "let a run stand still at its first step, without an error (openpi#480, #483): here the process is ended after "
-    "90 s, and tried again without NCCL's peer-to-peer transfers, to see whether that helps. A new GPU under an old "
-    "jax, an old driver or CUDA libraries of another version say so here, and not after the dataset was read "
-    "(openpi#419).",
+    "over all of them, as a step does with its gradients; every result is compared. Visible GPUs that jax does not "
+    "find are warned of. GPUs that cannot reach each other let a run stand still at its first step, without an error "
+    "(openpi#480, #483): here the process is ended after 90 s, and tried again without NCCL's "
+    "peer-to-peer transfers, to see whether that helps. A new GPU under an old jax, an old driver or CUDA libraries of "
+    "another version say so here, and not after the dataset was read (openpi#419).",
 )
